@@ -14,7 +14,7 @@ from .registration import MODULE_OF, register
 
 
 if TYPE_CHECKING:
-    from .configuration_arlow import ArlowConfig, ArlowGPTConfig, ArlowTextConfig, ArlowVisionConfig
+    from .configuration_arlow import ArlowConfig, ArlowTextConfig, ArlowVisionConfig
     from .image_processing_arlow import ArlowImageProcessor
     from .media_fetch import MediaPolicy
     from .modeling_arlow import (
@@ -43,7 +43,6 @@ __all__ = [
     "ArlowForQuestionAnswering",
     "ArlowForSequenceClassification",
     "ArlowForTokenClassification",
-    "ArlowGPTConfig",
     "ArlowGroupedQueryAttention",
     "ArlowImageProcessor",
     "ArlowModel",

@@ -1,9 +1,9 @@
 """Makes stock Transformers know Arlow without an `import arlow`.
 
-The wheel installs this file a second time, as the top-level module `_arlow_autoload`, with a one-line `arlow.pth` that
-calls `install()` whenever Python starts. Nothing is imported then: one finder is put in front of `sys.meta_path` that
-waits for `transformers`, registers Arlow's names right after it, and leaves. So this file imports `sys` only, and never
-raises. `ARLOW_NO_AUTOLOAD=1` switches it off, `ARLOW_DEBUG=1` shows what went wrong.
+The wheel installs this file a second time, as the top-level module `_arlow_autoload`, with a one-line `arlow.pth`
+that calls `install()` whenever Python starts. Nothing is imported then: one finder is put in front of `sys.meta_path`
+that waits for `transformers`, registers Arlow's names right after it, and leaves. So this file imports `sys` only, and
+never raises. `ARLOW_NO_AUTOLOAD=1` switches it off, `ARLOW_DEBUG=1` shows what went wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import Any
 
 
 class AfterImport:
@@ -43,7 +44,7 @@ class AfterImport:
             spec = finder.find_spec(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]
+                    spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]  # a loader by its methods
                 return spec
         return None
 
@@ -59,7 +60,7 @@ class AfterImport:
 class _Loader:
     """The loader of one module, and a call afterwards. Everything else is answered by the loader itself."""
 
-    def __init__(self, loader, finder: AfterImport) -> None:
+    def __init__(self, loader: Any, finder: AfterImport) -> None:
         self._loader, self._finder = loader, finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -73,7 +74,7 @@ class _Loader:
         self._loader.exec_module(module)
         self._finder.done(name)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
 

@@ -18,6 +18,7 @@ from collections import ChainMap
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 from ._autoload import AfterImport
 
@@ -26,7 +27,7 @@ PACKAGE = "arlow"
 MODULE = "transformers.models.arlow"  # where Transformers looks for the classes of the model type "arlow"
 
 # Public name, module that defines it, {table of Transformers: model types under which that table lists it}.
-# "arlowgpt" is the config type of the first Arlow. The causal LM also serves "arlow": the factory hands it the text half.
+# "arlowgpt" is the config type of the first Arlow. The factory hands the causal LM the text half of an "arlow" config.
 TABLE: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
     ("ArlowConfig", "configuration_arlow", {"CONFIG": ("arlow",)}),
     ("ArlowTextConfig", "configuration_arlow", {"CONFIG": ("arlow_text",)}),
@@ -73,7 +74,7 @@ def register() -> None:
     sys.modules.setdefault(MODULE, importlib.import_module(PACKAGE))
     if not any(isinstance(finder, _SameModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, _SameModules())
-    waiting = {name: _patch for name in PATCHES if name not in sys.modules}
+    waiting: dict[str, Callable[[str], None]] = {name: _patch for name in PATCHES if name not in sys.modules}
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _finder]
     _finder.then = waiting
     if waiting:
@@ -102,7 +103,7 @@ def entries(table: str) -> dict[str, object]:
 
 
 def _fill_name_tables(module: ModuleType) -> None:
-    """Arlow's rows in every `*_MAPPING_NAMES` of one `transformers.models.auto` module, and in what derives from them."""
+    """Arlow's rows in the `*_MAPPING_NAMES` of one `transformers.models.auto` module, and in what derives from it."""
     found = vars(module)
     for table in {table for _, _, tables in TABLE for table in tables} - {"MODEL_FOR_MULTIMODAL_LM"}:
         if f"{table}_MAPPING_NAMES" in found:
@@ -119,7 +120,7 @@ def _fill_name_tables(module: ModuleType) -> None:
         _fill_multimodal(found["MODEL_FOR_MULTIMODAL_LM_MAPPING"])
 
 
-def _fill_multimodal(mapping) -> None:
+def _fill_multimodal(mapping: Any) -> None:
     """The factory AutoModelForMultimodalLM knows Arlow, the list of names does not: `transformers serve` reads it as
     "hears audio" and would look for a sound track in every video."""
     if not isinstance(mapping._model_mapping, ChainMap):
@@ -174,7 +175,7 @@ _finder = AfterImport({})
 
 
 class _SameModules:
-    """Finder: `transformers.models.arlow.modeling_arlow` is `arlow.modeling_arlow`, the same object, not a second copy."""
+    """Finder that makes `transformers.models.arlow.modeling_arlow` the module `arlow.modeling_arlow`, not a copy."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if not name.startswith(f"{MODULE}."):

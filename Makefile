@@ -1,0 +1,64 @@
+# The commands of this project. Each makes the environment it needs first; nothing is installed outside .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# Tests run one process per core, at most 4, so every process gets one thread.
+JOBS ?= auto
+ARGS ?=
+
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help demo test slow lint format types docs conformance bench wheel
+
+help:
+	@echo "make demo         the whole path on a small model: a real JPEG and a real MP4 in, an answer out"
+	@echo "make test         the tests (ARGS='-k text' for some of them)"
+	@echo "make slow         the tests that take minutes"
+	@echo "make lint         ruff and the type checker"
+	@echo "make docs         the documentation, into site/"
+	@echo "make conformance  Transformers' own test mixins against Arlow"
+	@echo "make bench        the benchmarks"
+	@echo "make wheel        the wheel, into dist/"
+
+# The stamp is newer than what was installed from; an existing environment is brought up to date, never deleted.
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt arlow.pth src/arlow/_autoload.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
+demo: $(VENV)/.stamp-dev
+	$(BIN)/arlow demo $(ARGS)
+
+test: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 4 $(ARGS)
+
+slow: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+lint: $(VENV)/.stamp-dev types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.stamp-dev
+	$(BIN)/mypy
+
+format: $(VENV)/.stamp-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.stamp-docs
+	$(BIN)/mkdocs build --strict --quiet
+
+conformance: $(VENV)/.stamp-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/conformance/run.sh $(ARGS)
+
+bench: $(VENV)/.stamp-dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+wheel: $(VENV)/.stamp-dev
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .

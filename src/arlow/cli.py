@@ -1,0 +1,119 @@
+"""The command `arlow`: `serve`, `demo`, `explain`. A verb per line, each a thin door to what the package does anyway.
+
+Exit codes: 0 ok, 1 the work failed (the reason on stderr), 2 the command line was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from ._version import __version__
+from .errors import message
+
+
+SERVE_MODULES = ("fastapi", "openai", "pydantic", "starlette", "uvicorn")  # what `transformers serve` imports
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's) and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["serve"]:  # its options belong to Transformers: argparse must not read them
+        command = lambda: _serve(words[1:])  # noqa: E731
+    else:
+        options = _parser().parse_args(words)
+        command = lambda: options.run(options)  # noqa: E731
+    try:
+        return command()
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(f"arlow: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="arlow",
+        description="Arlow: vision-language models beside stock Transformers.",
+        epilog="example: arlow serve ./my-arlow-model --port 8000",
+    )
+    parser.add_argument("--version", action="version", version=f"arlow {__version__}")
+    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    verbs.add_parser(  # listed for --help only, see main()
+        "serve", help="an OpenAI-compatible server (the options of `transformers serve`)", add_help=False
+    )
+
+    demo = verbs.add_parser(
+        "demo",
+        help="the whole path once, on a real JPEG and a real MP4",
+        description="Put an image and a video through a small model and print what went in and what came out.",
+        epilog="example: arlow demo",
+    )
+    demo.set_defaults(run=_demo)
+
+    explain = verbs.add_parser(
+        "explain",
+        help="what the model will see of a conversation (no weights needed)",
+        description="Show resized images, grids, tokens, positions and timestamps of a conversation.",
+        epilog="example: arlow explain conversation.json --processor ./my-arlow-model --save seen.png",
+    )
+    explain.add_argument("conversation", type=Path, metavar="CONVERSATION.json", help="a list of chat messages")
+    explain.add_argument("--processor", required=True, metavar="DIR", help="directory that holds the processor")
+    explain.add_argument("--save", type=Path, metavar="PNG", help="write the picture there (default: print the text)")
+    explain.set_defaults(run=_explain)
+    return parser
+
+
+def _serve(words: list[str]) -> int:
+    """`transformers serve` with Arlow registered: that command has no plugins, so it has to start from here."""
+    missing = [name for name in SERVE_MODULES if find_spec(name) is None]
+    if missing and not {"-h", "--help"} & set(words):
+        raise ImportError(
+            message("serve", missing, "not installed", "install the extra with pip install 'arlow[serve]'")
+        )
+    from transformers.cli.transformers import app
+
+    try:
+        app(["serve", *words], prog_name="arlow")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import main as demo
+
+    return demo() or 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    conversation = _read_conversation(options.conversation)
+    from .processing_arlow import ArlowProcessor
+
+    explanation = ArlowProcessor.from_pretrained(options.processor).explain(conversation)
+    if options.save is None:
+        print(explanation)
+    else:
+        explanation.save(options.save)
+        print(f"wrote {options.save}")
+    return 0
+
+
+def _read_conversation(path: Path) -> list[dict]:
+    try:
+        conversation = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad JSON and bad UTF-8 alike
+        raise ValueError(message("conversation", str(path), f"not a JSON file ({error})")) from error
+    if not isinstance(conversation, list) or not all(isinstance(turn, dict) for turn in conversation):
+        raise ValueError(message("conversation", str(path), "not a list of messages", 'expected [{"role": ...}, ...]'))
+    return conversation
+
+
+if __name__ == "__main__":
+    sys.exit(main())
