@@ -1,0 +1,146 @@
+"""M-RoPE positions: token types and grids in, three positions (t, h, w) per token out.
+
+Sizes: B batch, S sequence. Text advances all three axes together. An image at position p has t = p, h = p + row,
+w = p + column on the merged grid, and the next text token starts at p + max(rows, columns). Each frame group of a
+video is laid out like an image of its own. Same values as Qwen3-VL's for the same layout (arXiv 2511.21631).
+
+No Python loop runs over tokens, and the grids are read from the device once.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+
+from .errors import message
+
+
+TEXT, IMAGE, VIDEO = 0, 1, 2
+MODALITIES = {IMAGE: "image", VIDEO: "video"}
+
+
+def get_rope_index(
+    input_ids: torch.Tensor,
+    mm_token_type_ids: torch.Tensor,
+    image_grid_thw: torch.Tensor | None = None,
+    video_grid_thw: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    spatial_merge_size: int = 2,
+    start: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of every token.
+
+    Args:
+        input_ids: (B, S); only its shape, dtype and device are used.
+        mm_token_type_ids: (B, S): 0 text, 1 image, 2 video.
+        image_grid_thw: (images, 3), patches along t, h, w, in the order of the placeholders.
+        video_grid_thw: (videos, 3), the same for videos; t counts frame groups.
+        attention_mask: (B, S), 1 where a token is real. Padding gets position 0.
+        spatial_merge_size: patches per side of a merged token.
+        start: (B, 1), the position of each row's first token; default 0.
+
+    Returns:
+        positions (3, B, S), and deltas (B, 1): the largest position plus 1 minus the number of real tokens.
+
+    Raises:
+        ValueError: the placeholders of a row and the grids disagree; names the row and both counts.
+    """
+    device = input_ids.device
+    real = torch.ones_like(mm_token_type_ids, dtype=torch.bool)
+    if attention_mask is not None:
+        real = attention_mask.to(device).bool()
+    types = torch.where(real, mm_token_type_ids.to(device), -1)
+
+    advance = (types == TEXT).long()  # how far the position moves on after each token
+    offsets = torch.zeros(2, *types.shape, dtype=torch.long, device=device)  # row and column within an item
+    for kind, grids in ((IMAGE, image_grid_thw), (VIDEO, video_grid_thw)):
+        sides = merged_sides(grids, spatial_merge_size)
+        here = types == kind
+        check_placeholders(here.sum(-1), [rows * columns for rows, columns in sides], kind)
+        if sides:
+            tokens = _item_tokens(sides, device)
+            advance = advance.masked_scatter(here, tokens[0])
+            offsets = offsets.masked_scatter(here.expand_as(offsets), tokens[1:])
+
+    base = advance.cumsum(-1) - advance  # exclusive: where each token, or its whole item, starts
+    if start is not None:
+        base = base + start.to(device)
+    positions = torch.stack((base, base + offsets[0], base + offsets[1]))  # [3, B, S]
+    positions = positions.masked_fill(~real, 0)
+    deltas = positions.amax(dim=(0, 2)) + 1 - real.sum(-1)
+    return positions.to(input_ids.dtype), deltas[:, None].to(input_ids.dtype)
+
+
+def merged_sides(grids: torch.Tensor | None, merge: int) -> list[tuple[int, int]]:
+    """(rows, columns) in merged tokens of every image or frame group: one per unit of t."""
+    if grids is None:
+        return []
+    return [(h // merge, w // merge) for t, h, w in grids.tolist() for _ in range(t)]
+
+
+def _item_tokens(sides: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
+    """For the tokens of all items in order: advance, row, column (3, tokens). The advance sits on an item's last token."""
+    rows, columns = torch.tensor(sides, device=device).unbind(-1)
+    sizes = rows * columns
+    total = sum(h * w for h, w in sides)
+    item = torch.repeat_interleave(torch.arange(len(sides), device=device), sizes, output_size=total)
+    ends = sizes.cumsum(0)
+    index = torch.arange(total, device=device) - (ends - sizes)[item]  # within the item
+    advance = torch.zeros_like(index)
+    advance[ends - 1] = torch.maximum(rows, columns)
+    return torch.stack((advance, index // columns[item], index % columns[item]))
+
+
+def check_placeholders(counts: torch.Tensor, sizes: list[int], kind: int) -> list[int]:
+    """Match rows with items: every row must hold whole items only.
+
+    Args:
+        counts: (B,) placeholders per row.
+        sizes: merged tokens of each item, in order over the whole batch.
+        kind: `IMAGE` or `VIDEO`.
+
+    Returns:
+        How many items each row holds.
+
+    Raises:
+        ValueError: naming the first row that does not fit.
+    """
+    name = MODALITIES[kind]
+    ends = list(accumulate(sizes))
+    held, first, used = [], 0, 0
+    for row, count in enumerate(counts.tolist()):
+        used += count
+        last = first
+        while last < len(ends) and ends[last] <= used:
+            last += 1
+        if (ends[last - 1] if last else 0) != used:
+            fits = ends[last - 1] - (used - count) if last > first else 0
+            problem = f"row {row} has {count} {name} placeholder tokens, but whole {name} features for it make {fits}"
+            raise ValueError(message(f"{name}_grid_thw", len(sizes), problem, "see the processor's output"))
+        held.append(last - first)
+        first = last
+    if first != len(sizes):
+        problem = f"{len(sizes)} {name} items were given, but the text has placeholders for only {first}"
+        raise ValueError(message(f"{name}_grid_thw", len(sizes), problem))
+    return held
+
+
+def sequence_ids(position_ids: torch.Tensor) -> torch.Tensor:
+    """Which packed sequence each token belongs to (B, S), from positions that restart.
+
+    `position_ids` is (B, S), (4, B, S) with the text row first, or (3, B, S). A text position that does not grow
+    starts a new sequence. On the axes alone an image repeats its t, so there a sequence starts where t falls back or
+    all three axes are zero.
+    """
+    if position_ids.ndim == 3 and position_ids.shape[0] == 3:
+        time = position_ids[0]
+        falls = time[:, 1:] < time[:, :-1]
+        restart = falls | (position_ids[:, :, 1:] == 0).all(dim=0)
+    else:
+        text = position_ids if position_ids.ndim == 2 else position_ids[0]
+        restart = text[:, 1:] <= text[:, :-1]
+    return torch.nn.functional.pad(restart.long().cumsum(-1), (1, 0))  # [B, S]
+
+

@@ -1,0 +1,483 @@
+"""The text decoder: embeddings and positions in, hidden states out.
+
+Sizes: B batch, S sequence, E hidden_size, D head_dim, L encoder tokens. A hidden state is [B, S, E] everywhere.
+
+Pre-norm LLaMA layers with grouped-query attention (arXiv 2305.13245), RoPE, SwiGLU (2002.05202), sliding windows by
+layer type, and an optional gated cross-attention (2204.14198) over the states of an encoder.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import FLASH, attention_function, make_masks
+from .configuration_arlow import ArlowConfig, ArlowTextConfig
+from .errors import message
+from .rope import ArlowRotaryEmbedding, _Tables, apply_rotary_pos_emb
+
+
+class ArlowRMSNorm(nn.Module):
+    """Root-mean-square norm (arXiv 1910.07467) over the last axis; statistics in float32, result in the input's dtype."""
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        x = hidden_states.float()
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * x.to(hidden_states.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.eps}"
+
+
+class ArlowPreTrainedModel(PreTrainedModel):
+    """What all Arlow models share: initialisation, what Transformers may do with them, and their saved code."""
+
+    config: ArlowConfig
+    base_model_prefix = "model"
+    input_modalities = ("text", "image", "video")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ArlowDecoderLayer", "ArlowVisionBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, _Tables):
+            module.refill()
+        elif isinstance(module, ArlowCrossAttention):
+            init.zeros_(module.gate)
+        elif isinstance(module, ArlowTextModel) and module.visual_gates is not None:
+            init.zeros_(module.visual_gates)
+
+    def freeze_cross_attention(self) -> None:
+        """Exclude every cross-attention layer from training."""
+        self._train_cross_attention(False)
+
+    def unfreeze_cross_attention(self) -> None:
+        """Include every cross-attention layer in training again."""
+        self._train_cross_attention(True)
+
+    def _train_cross_attention(self, train: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, ArlowCrossAttention):
+                module.requires_grad_(train)
+
+    # Flash attention: whether it can run depends on the activations, so nothing is refused when a model is loaded.
+    # `attention.backend_for` chooses at every forward and falls back to SDPA.
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
+        if attn_implementation == FLASH:
+            return attn_implementation
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def get_correct_attn_implementation(self, requested_attention, *args, **kwargs):
+        if requested_attention == FLASH:
+            return requested_attention
+        return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
+
+    @staticmethod
+    def create_masks_for_generate(
+        config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs
+    ) -> dict[str, torch.Tensor]:
+        """Masks for a static cache, which `generate` makes ahead of a compiled forward."""
+        return make_masks(config.get_text_config(), inputs_embeds, attention_mask, past_key_values, None)[1]
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """After this, saving the model also saves the code of the model and of its config, so that it loads with
+        `trust_remote_code=True` where this package is not installed."""
+        super().register_for_auto_class(auto_class)
+        cls.config_class.register_for_auto_class()
+
+
+class ArlowTextModel(ArlowPreTrainedModel):
+    """The decoder without a head."""
+
+    config: ArlowTextConfig
+    input_modalities = ("text",)
+
+    def __init__(self, config: ArlowTextConfig) -> None:
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(ArlowDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = ArlowRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = ArlowRotaryEmbedding(config)
+        self.visual_gates: nn.Parameter | None = None  # (layers,), set by `enable_visual_gates`
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def enable_visual_gates(self) -> None:
+        """Give every layer a gate on its DeepStack injection: features are scaled by sigmoid(gate)."""
+        self.visual_gates = nn.Parameter(torch.zeros(self.config.num_hidden_layers))
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        encoder_hidden_states: torch.FloatTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        deepstack: dict[int, torch.Tensor] | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: (B, S) token ids; or give `inputs_embeds`.
+            attention_mask: (B, past + S) with 1 for real tokens, a ready (B, 1, S, K) mask, or a dict of those by
+                layer type.
+            position_ids: (B, S); or (3, B, S) with the axes t, h, w; or (4, B, S), the text positions first.
+                Positions that restart within a row mean packed sequences.
+            past_key_values: cache of the tokens before.
+            inputs_embeds: (B, S, E).
+            use_cache: whether to return a cache.
+            encoder_hidden_states: (B, L, encoder_hidden_size) for cross-attention layers.
+            encoder_attention_mask: (B, L) with 1 for real encoder tokens.
+            deepstack: decoder layer -> (B, S, E), added to that layer's output.
+
+        Returns:
+            `last_hidden_state` (B, S, E) after the final norm, `past_key_values`, and what was asked to be recorded.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; wrong shapes of positions or encoder states.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(check_inputs(input_ids, inputs_embeds, self.config.vocab_size))
+        elif input_ids is not None:
+            check_inputs(input_ids, inputs_embeds, self.config.vocab_size)
+        check_positions(position_ids, inputs_embeds)
+        check_mask(attention_mask, inputs_embeds)
+
+        # Before a fresh cache exists: an empty cache would hide packed sequences from the mask makers.
+        backend, masks = make_masks(
+            self.config, inputs_embeds, attention_mask, past_key_values, position_ids, training=self.training
+        )
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        text_positions, rotary_positions = self._positions(position_ids, inputs_embeds, attention_mask, past_key_values)
+        encoder = self._encoder_states(encoder_hidden_states, encoder_attention_mask, inputs_embeds, past_key_values)
+
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, rotary_positions)
+        for i, layer in enumerate(self.layers):
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[self.config.layer_types[i]],
+                position_embeddings=position_embeddings,
+                position_ids=text_positions,
+                past_key_values=past_key_values,
+                backend=backend,
+                encoder=encoder,
+                **kwargs,
+            )
+            if deepstack is not None and i in deepstack:
+                gate = 1 if self.visual_gates is None else self.visual_gates[i].sigmoid()
+                hidden_states = hidden_states + deepstack[i].to(hidden_states) * gate
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _positions(
+        self,
+        position_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | dict | None,
+        past_key_values: Cache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text positions (B or 1, S) for the attention kernels, and what the rotary embedding reads: (B, S), (3, B, S)."""
+        if position_ids is None:
+            position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
+        if position_ids.ndim == 2:
+            return position_ids, position_ids
+        return position_ids[0], position_ids[-3:]
+
+    def _encoder_states(
+        self,
+        states: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        cache: Cache | None,
+    ) -> EncoderStates | None:
+        """The encoder side of this forward: what was given, or what an earlier call left on the cache."""
+        if not self.config.use_cross_attention:
+            if states is not None:
+                problem = "this model has no cross-attention layers"
+                raise ValueError(message("encoder_hidden_states", states, problem, "set use_cross_attention=True"))
+            return None
+        stored = getattr(cache, "encoder_states", None)
+        if states is None or (stored is not None and stored.states is states):
+            return stored
+        width = self.config.encoder_hidden_size
+        if states.ndim != 3 or states.shape[0] != inputs_embeds.shape[0] or states.shape[-1] != width:
+            wanted = f"must have shape ({inputs_embeds.shape[0]}, length, encoder_hidden_size={width})"
+            raise ValueError(message("encoder_hidden_states", states, wanted))
+        if mask is not None and mask.shape != states.shape[:2]:
+            raise ValueError(message("encoder_attention_mask", mask, f"must have shape {tuple(states.shape[:2])}"))
+        encoder = EncoderStates(states, mask)
+        if cache is not None:
+            cache.encoder_states = encoder
+        return encoder
+
+
+class EncoderStates:
+    """The encoder side of one generation: states (B, L, width), their mask (B, L), and each layer's keys and values.
+
+    It travels on the cache object, so that keys and values are computed once per generation and go when it goes.
+    """
+
+    def __init__(self, states: torch.Tensor, mask: torch.Tensor | None) -> None:
+        self.states = states
+        self.mask = mask
+        self.key_values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+class ArlowDecoderLayer(GradientCheckpointingLayer):
+    """Self-attention, cross-attention where the config says so, MLP; each pre-norm with a residual."""
+
+    def __init__(self, config: ArlowTextConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = ArlowRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = ArlowGroupedQueryAttention(config, layer_idx)
+        self.cross_attn = None
+        if layer_idx in config.cross_attention_layers:
+            self.cross_attn_layernorm = ArlowRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.cross_attn = ArlowCrossAttention(config, layer_idx)
+        self.post_attention_layernorm = ArlowRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = ArlowMLP(config)
+        self.resid_dropout = config.resid_dropout
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        backend: str = "sdpa",
+        encoder: EncoderStates | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        attended, _ = self.self_attn(
+            self.input_layernorm(hidden_states),
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            backend=backend,
+            **kwargs,
+        )
+        hidden_states = hidden_states + self._drop(attended)
+        if self.cross_attn is not None and encoder is not None:
+            crossed = self.cross_attn(self.cross_attn_layernorm(hidden_states), encoder, keep=past_key_values is not None)
+            hidden_states = hidden_states + self._drop(crossed)
+        return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+    def _drop(self, update: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(update, p=self.resid_dropout, training=self.training)
+
+
+class ArlowGroupedQueryAttention(nn.Module):
+    """Self-attention in which groups of query heads share a key and value head."""
+
+    def __init__(self, config: ArlowTextConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.layer_type = config.layer_types[layer_idx]
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.is_causal = True
+        self.attention_dropout = config.attention_dropout
+        self.sliding_window = config.sliding_window if self.layer_type == "sliding_attention" else None
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        backend: str | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`position_embeddings` are cos and sin (B, S, D). Returns the output (B, S, E) and the weights, if any."""
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)  # head counts differ under tensor parallelism
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # [B, H, S, D]
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        output, weights = attention_function(backend or self.config._attn_implementation)(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights  # [B, S, E]
+
+
+class ArlowCrossAttention(nn.Module):
+    """Attention from text to encoder states, behind a tanh gate that starts at zero: untrained, it changes nothing.
+
+    Keys are not rotated: encoder states carry their own sense of place.
+    """
+
+    def __init__(self, config: ArlowTextConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.is_causal = False
+        self.attention_dropout = config.attention_dropout
+        bias, width = config.attention_bias, config.encoder_hidden_size
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden_states: torch.Tensor, encoder: EncoderStates, *, keep: bool) -> torch.Tensor:
+        """`keep`: leave keys and values with `encoder` for the next call."""
+        query = self._heads(self.q_proj(hidden_states))
+        key, value = encoder.key_values.get(self.layer_idx) or self._key_values(encoder, hidden_states.dtype, keep)
+        mask, real = None, None
+        if encoder.mask is not None:
+            mask = encoder.mask.bool()[:, None, None].expand(-1, 1, query.shape[2], -1)  # [B, 1, S, L]
+            real = mask.any(dim=-1, keepdim=True)[:, 0]  # [B, S, 1]
+        output = nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            scale=self.scaling,
+            enable_gqa=self.num_key_value_groups > 1,
+        )
+        output = self.o_proj(output.transpose(1, 2).flatten(2))  # [B, S, E]
+        if real is not None:
+            output = torch.where(real, output, 0)  # a row without any encoder token takes nothing
+        return self.gate.tanh() * output
+
+    def _key_values(
+        self, encoder: EncoderStates, dtype: torch.dtype, keep: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        states = encoder.states.to(dtype)
+        pair = self._heads(self.k_proj(states)), self._heads(self.v_proj(states))  # [B, KV, L, D]
+        if keep:
+            encoder.key_values[self.layer_idx] = pair
+        return pair
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+
+class ArlowMLP(nn.Module):
+    """Gated MLP: down(act(gate(x)) * up(x)), no bias."""
+
+    def __init__(self, config: ArlowTextConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.dropout = config.mlp_dropout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(nn.functional.dropout(x, p=self.dropout, training=self.training))
+
+
+ArlowPreTrainedModel._can_record_outputs = {
+    "hidden_states": ArlowDecoderLayer,
+    "attentions": ArlowGroupedQueryAttention,
+}
+
+
+# Checks and positions shared with the bridge
+
+
+def check_inputs(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, vocab_size: int
+) -> torch.Tensor | None:
+    """Exactly one of the two, and ids inside the vocabulary (looked at on the CPU, where it costs nothing; a GPU's
+    own lookup traps ids outside)."""
+    if (input_ids is None) == (inputs_embeds is None):
+        both = "both were given" if input_ids is not None else "neither was given"
+        raise ValueError(message("input_ids/inputs_embeds", None, f"give exactly one of the two; {both}"))
+    if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = (input_ids < 0) | (input_ids >= vocab_size)
+        if input_ids.numel() and bool(outside.any()):
+            row, column = outside.nonzero()[0].tolist()
+            value = int(input_ids[row, column])
+            raise ValueError(message(f"input_ids[{row}, {column}]", value, f"outside the vocabulary of {vocab_size} tokens"))
+    return input_ids
+
+
+def check_positions(position_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> None:
+    if position_ids is None:
+        return
+    batch, sequence = inputs_embeds.shape[:2]
+    valid = position_ids.ndim == 2 or (position_ids.ndim == 3 and position_ids.shape[0] in (3, 4))
+    if not valid or position_ids.shape[-1] != sequence or position_ids.shape[-2] not in (1, batch):
+        wanted = f"must have shape ({batch}, {sequence}), (3, {batch}, {sequence}) or (4, {batch}, {sequence})"
+        raise ValueError(message("position_ids", position_ids, wanted))
+
+
+def check_mask(attention_mask: torch.Tensor | dict | None, inputs_embeds: torch.Tensor) -> None:
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        return
+    batch, sequence = inputs_embeds.shape[:2]
+    if attention_mask.shape[0] != batch or attention_mask.shape[1] < sequence:
+        problem = f"must have shape ({batch}, tokens before + {sequence})"
+        raise ValueError(message("attention_mask", attention_mask, problem))
+
+
+def count_positions(
+    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | dict | None, past_key_values: Cache | None
+) -> torch.Tensor:
+    """Text positions nobody gave: the number of tokens before, (1, S), as in LLaMA; real tokens only where a 2-D
+    mask says which are, (B, S), so that a padded row gets what it gets alone."""
+    past = 0 if past_key_values is None else past_key_values.get_seq_length()
+    sequence, device = inputs_embeds.shape[1], inputs_embeds.device
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        counted = attention_mask.long().cumsum(-1)[:, -sequence:] - 1
+        return counted.clamp(min=0).to(device)
+    return (torch.arange(sequence, device=device) + past)[None]

@@ -1,0 +1,349 @@
+"""The vision encoder: packed patch rows and grids in, one feature per merged token out.
+
+Sizes: N patches of all media, E embed_dim, H heads, D head size, M merged tokens, W text width; C channels, T frames
+per group, P patch side. The layout is [N, E] everywhere: media lie one after the other without padding, and within
+one medium patches are ordered by frame group, then by merge block (as in Qwen2-VL).
+
+Sources: ViT, arXiv 2010.11929; packing, NaViT 2307.06304; M-RoPE 2409.12191; DeepStack 2406.04334.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import FLASH_KERNELS, Varlen, attention_function, backend_for, cumulative
+from .configuration_arlow import ArlowVisionConfig
+from .errors import message
+from .rope import VisionRotary, rotate
+from .text import ArlowPreTrainedModel
+
+
+@dataclass
+class ArlowVisionOutput(BaseModelOutputWithPooling):
+    """`last_hidden_state` (N, E) before merging; `pooler_output` (M, W), or from `get_image_features` one (M_i, W)
+    tensor per item; `deepstack_features`: per tap the same as `pooler_output`, or `None` when there are no taps."""
+
+    deepstack_features: list | None = None
+
+
+class ArlowVLVisionModel(ArlowPreTrainedModel):
+    """Encodes images and videos of any sizes together in one packed pass; each gets what it gets alone."""
+
+    config: ArlowVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "video")
+    _can_record_outputs = {}
+
+    def __init__(self, config: ArlowVisionConfig) -> None:
+        super().__init__(config)
+        self.spatial_merge_size = config.spatial_merge_size
+        self.patch_embed = ArlowPatchEmbed(config)
+        if config.use_progressive_patches:
+            self.progressive_proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.rotary_emb = VisionRotary(config)
+        self.blocks = nn.ModuleList(ArlowVisionBlock(config) for _ in range(config.depth))
+        self.merger = ArlowPatchMerger(config)
+        self.deepstack_mergers = nn.ModuleList(ArlowPatchMerger(config) for _ in config.deepstack_visual_indexes)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embed
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        grid_thw: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ArlowVisionOutput:
+        """
+        Args:
+            pixel_values: (patches, C*P*P), one still patch a row, or (patches, C*T*P*P).
+            grid_thw: (items, 3) int64, patches along t, h, w of each item of `pixel_values`.
+            pixel_values_videos: (patches, C*T*P*P), encoded in the same pass, after `pixel_values`.
+            video_grid_thw: (videos, 3) int64.
+
+        Raises:
+            ValueError: no pixels; a row width, grid or row count that does not fit, with both numbers.
+        """
+        media = [pair for pair in ((pixel_values, grid_thw), (pixel_values_videos, video_grid_thw)) if pair[0] is not None]
+        if not media:
+            raise ValueError(message("pixel_values", None, "neither pixel_values nor pixel_values_videos was given"))
+        grids = [grid for pixels, thw in media for grid in read_grids(pixels, thw, self.config)]
+        hidden_states = torch.cat([self.patch_embed(pixels) for pixels, _ in media])  # [N, E]
+        if self.config.use_progressive_patches:
+            hidden_states = hidden_states + self.progressive_proj(self._coarse(hidden_states, grids))
+
+        layout = self._layout(hidden_states, grids)
+        taps = []
+        for i, block in enumerate(self.blocks):
+            hidden_states = block(hidden_states, layout, **kwargs)
+            if i in self.config.deepstack_visual_indexes:
+                taps.append(self.deepstack_mergers[len(taps)](hidden_states))
+        return ArlowVisionOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=self.merger(hidden_states),
+            deepstack_features=taps or None,
+        )
+
+    def _coarse(self, embeddings: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
+        """Each frame's embeddings averaged 2x2 and resized back: what a patch twice the size would see. (N, E)"""
+        merge, width = self.config.spatial_merge_size, embeddings.shape[-1]
+        parts = []
+        for (h, w), run in groupby(grids, key=lambda grid: (grid.h, grid.w)):
+            frames = sum(grid.t for grid in run)
+            start = sum(len(part) for part in parts)
+            part = embeddings[start : start + frames * h * w]
+            blocks = part.view(frames, h // merge, w // merge, merge, merge, width)
+            maps = blocks.permute(0, 5, 1, 3, 2, 4).reshape(frames, width, h, w)
+            # Without even sides (merge 1) the last row or column is averaged over what is there.
+            pooled = nn.functional.avg_pool2d(maps, 2, ceil_mode=True, count_include_pad=False)
+            maps = nn.functional.interpolate(pooled, size=(h, w), mode="bilinear", align_corners=False)
+            blocks = maps.view(frames, width, h // merge, merge, w // merge, merge).permute(0, 2, 4, 3, 5, 1)
+            parts.append(blocks.reshape(-1, width))
+        return torch.cat(parts)
+
+    def _layout(self, hidden_states: torch.Tensor, grids: list[Grid]) -> Layout:
+        """Everything the blocks need to know of the media, made once per forward."""
+        config, device = self.config, hidden_states.device
+        merge = config.spatial_merge_size
+        coordinates = torch.cat([patch_coordinates(grid, merge, device) for grid in grids])  # [N, 3]
+        segments = [segment for grid in grids for segment in windows(grid, config.temporal_window_size)]
+        dense = "deformable attention adds a bias" if config.use_deformable_attention else ""
+        backend = backend_for(config, hidden_states, config.head_dim, dense=dense)
+        cos, sin = self.rotary_emb(coordinates, hidden_states.dtype)
+        if backend in FLASH_KERNELS:
+            groups = []
+        else:
+            bias = self._biases(grids, hidden_states) if config.use_deformable_attention else {}
+            groups = group_segments(segments, bias)
+        lengths = [segment.length for segment in segments]
+        return Layout(cos[:, None], sin[:, None], backend, groups, lengths)
+
+    def _biases(self, grids: list[Grid], like: torch.Tensor) -> dict[object, torch.Tensor]:
+        """The deformable bias of every distinct segment, (L, L) in the activations' dtype: one for all heads and layers.
+
+        -strength * distance, and beyond the radius a further -100 * strength, which hides those tokens. Distances are
+        Euclidean between coordinates normalised to [0, 1] along each axis of the item.
+        """
+        config = self.config
+        biases: dict[object, torch.Tensor] = {}
+        for grid in grids:
+            for segment in windows(grid, config.temporal_window_size):
+                if segment.key in biases:
+                    continue
+                place = patch_coordinates(grid, config.spatial_merge_size, like.device).float()
+                place = place / torch.tensor([max(side - 1, 1) for side in grid], device=like.device)
+                place = place[segment.first : segment.first + segment.length]
+                # Direct differences: the matrix-product shortcut loses digits exactly where distances are small.
+                distance = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")
+                beyond = (distance > config.deformable_attention_window).float()
+                bias = -config.deformable_attention_strength * (distance + 100.0 * beyond)
+                biases[segment.key] = bias.to(like.dtype)
+        return biases
+
+
+class Grid(NamedTuple):
+    """Patches along each axis of one item."""
+
+    t: int
+    h: int
+    w: int
+
+
+class Segment(NamedTuple):
+    """Patches that attend to one another: an image, or a window of a video's frame groups."""
+
+    key: object  # equal for segments of equal geometry within equal items
+    first: int  # within its item
+    length: int
+
+
+class Group(NamedTuple):
+    """Consecutive segments of one geometry, attended in one call."""
+
+    count: int
+    length: int
+    bias: torch.Tensor | None  # (L, L)
+
+
+class Layout(NamedTuple):
+    cos: torch.Tensor  # (N, 1, D/2)
+    sin: torch.Tensor
+    backend: str
+    groups: list[Group]  # for the dense backends
+    lengths: list[int]  # for the flash kernels
+
+
+def read_grids(pixels: torch.Tensor, thw: torch.Tensor | None, config: ArlowVisionConfig) -> list[Grid]:
+    """Grids as Python numbers (the one look at the device), checked against the rows."""
+    if thw is None or thw.ndim != 2 or thw.shape[1] != 3:
+        raise ValueError(message("grid_thw", thw, "must have shape (items, 3): patches along t, h, w of every item"))
+    square = config.in_channels * config.patch_size**2
+    widths = (square, square * config.temporal_patch_size)
+    if pixels.ndim != 2 or pixels.shape[1] not in widths:
+        raise ValueError(message("pixel_values", pixels, f"rows must be {widths[0]} (still) or {widths[1]} wide"))
+    grids = [Grid(*row) for row in thw.tolist()]
+    merge = config.spatial_merge_size
+    for i, grid in enumerate(grids):
+        if min(grid) < 1 or grid.h % merge or grid.w % merge:
+            problem = f"needs positive sides, h and w in multiples of spatial_merge_size={merge}"
+            raise ValueError(message(f"grid_thw[{i}]", list(grid), problem))
+    rows = sum(t * h * w for t, h, w in grids)
+    if rows != pixels.shape[0]:
+        raise ValueError(message("pixel_values", pixels, f"has {pixels.shape[0]} rows, but grid_thw describes {rows}"))
+    return grids
+
+
+def patch_coordinates(grid: Grid, merge: int, device: torch.device) -> torch.Tensor:
+    """(frame group, row, column) of every patch of an item, in packed order: (t*h*w, 3) int64."""
+    t, h, w = (torch.arange(side, device=device) for side in grid)
+    places = torch.stack(torch.meshgrid(t, h, w, indexing="ij"), dim=-1)  # [t, h, w, 3]
+    blocks = places.view(grid.t, grid.h // merge, merge, grid.w // merge, merge, 3)
+    return blocks.transpose(2, 3).reshape(-1, 3)
+
+
+def windows(grid: Grid, size: int | None) -> list[Segment]:
+    """An item cut into windows of `size` consecutive frame groups (`None`: one window)."""
+    size = size or grid.t
+    frame = grid.h * grid.w
+    starts = range(0, grid.t, size)
+    return [Segment((grid, t), t * frame, min(size, grid.t - t) * frame) for t in starts]
+
+
+def group_segments(segments: list[Segment], bias: dict[object, torch.Tensor]) -> list[Group]:
+    """Runs of segments that one batched call can serve: equal lengths, and the same bias where there is one."""
+    groups = []
+    for (length, key), run in groupby(segments, key=lambda s: (s.length, s.key if bias else None)):
+        groups.append(Group(sum(1 for _ in run), length, bias.get(key)))
+    return groups
+
+
+class ArlowPatchEmbed(nn.Module):
+    """Rows of pixels to embeddings as one matrix product. The weight is stored like a 3-D convolution's kernel."""
+
+    def __init__(self, config: ArlowVisionConfig) -> None:
+        super().__init__()
+        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        # A convolution holds the parameter, so that it is initialised and named like one; it is never called.
+        self.proj = nn.Conv3d(config.in_channels, config.embed_dim, kernel_size=kernel, stride=kernel, bias=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(patches, C*P*P), one still frame, or (patches, C*T*P*P) -> (patches, E). A still row stands for T equal
+        frames: the kernel summed over T gives the same."""
+        weight = self.proj.weight  # [E, C, T, P, P]
+        flat = weight.flatten(1)
+        if pixels.shape[1] != flat.shape[1]:
+            flat = weight.sum(dim=2).flatten(1)
+        return nn.functional.linear(pixels.to(weight.dtype), flat)
+
+
+class ArlowVisionBlock(GradientCheckpointingLayer):
+    """Pre-norm transformer block with LayerNorm and a plain MLP."""
+
+    def __init__(self, config: ArlowVisionConfig) -> None:
+        super().__init__()
+        width = int(config.embed_dim * config.mlp_ratio)
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.attn = ArlowVisionAttention(config)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.fc1 = nn.Linear(config.embed_dim, width)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(width, config.embed_dim)
+
+    def forward(self, hidden_states: torch.Tensor, layout: Layout, **kwargs) -> torch.Tensor:
+        attended, _ = self.attn(self.norm1(hidden_states), layout, **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.fc2(self.act_fn(self.fc1(self.norm2(hidden_states))))
+
+
+class ArlowVisionAttention(nn.Module):
+    """Full attention within each segment."""
+
+    def __init__(self, config: ArlowVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.num_key_value_groups = 1
+        self.is_causal = False
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def forward(
+        self, hidden_states: torch.Tensor, layout: Layout, **kwargs
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """Returns the output (N, E) and, with eager attention, the weights of each group (segments, H, L, L)."""
+        query, key, value = self.qkv(hidden_states).view(len(hidden_states), 3, -1, self.head_dim).unbind(1)
+        query, key = rotate(query, layout.cos, layout.sin), rotate(key, layout.cos, layout.sin)  # [N, H, D]
+        attend = attention_function(layout.backend)
+        if layout.backend in FLASH_KERNELS:
+            output, weights = self._packed(attend, query, key, value, layout.lengths)
+        else:
+            output, weights = self._grouped(attend, query, key, value, layout.groups, kwargs)
+        return self.proj(output.flatten(1)), weights  # [N, E]
+
+    def _grouped(
+        self, attend: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: list[Group], kwargs: dict
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """One batched call per group of equal segments."""
+        outputs, weights, start = [], [], 0
+        for group in groups:
+            end = start + group.count * group.length
+            batch = [
+                x[start:end].view(group.count, group.length, -1, self.head_dim).transpose(1, 2)  # [G, H, L, D]
+                for x in (query, key, value)
+            ]
+            bias = None if group.bias is None else group.bias[None, None]  # [1, 1, L, L]
+            output, weight = attend(self, *batch, bias, scaling=self.scaling, dropout=0.0, is_causal=False, **kwargs)
+            outputs.append(output.flatten(0, 1))  # [G*L, H, D]
+            weights.append(weight)
+            start = end
+        return torch.cat(outputs), tuple(weights) if weights[0] is not None else None
+
+    def _packed(
+        self, attend: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]
+    ) -> tuple[torch.Tensor, None]:
+        """All segments in one call of a variable-length kernel."""
+        ends = cumulative(torch.tensor(lengths, device=query.device))
+        plan = Varlen(None, None, ends, ends, max(lengths), max(lengths))
+        batch = [x.transpose(0, 1)[None] for x in (query, key, value)]  # [1, H, N, D]
+        output, _ = attend(self, *batch, plan, scaling=self.scaling)
+        return output[0], None  # [N, H, D]
+
+
+class ArlowPatchMerger(nn.Module):
+    """Merge blocks of patches into tokens of the text width: norm over the block, Linear, GELU, Linear."""
+
+    def __init__(self, config: ArlowVisionConfig) -> None:
+        super().__init__()
+        self.width = config.embed_dim * config.spatial_merge_size**2
+        self.ln_q = nn.LayerNorm(self.width, eps=1e-6)
+        self.mlp = nn.Sequential(
+            nn.Linear(self.width, self.width), nn.GELU(), nn.Linear(self.width, config.hidden_size)
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(N, E) in block order -> (M, W)."""
+        return self.mlp(self.ln_q(hidden_states.view(-1, self.width)))
+
+
+ArlowVLVisionModel._can_record_outputs = {
+    "hidden_states": ArlowVisionBlock,
+    "attentions": ArlowVisionAttention,
+}
