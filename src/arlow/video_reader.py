@@ -1,0 +1,530 @@
+"""The border for videos: whatever a user holds becomes one `VideoSource`: facts first, then only the frames asked for.
+
+A file is read in two passes with PyAV. The first reads packet headers only and gives every frame's true time; nothing is
+guessed from an average rate. The second decodes forward and stops after the last frame asked for; no other frame becomes
+pixels. FFmpeg reads from a Python file object, may open nothing else, and knows only the container formats of the policy.
+
+Legend: N frames in the clip, H x W pixels of an upright frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import av
+import numpy as np
+from PIL import Image
+from transformers.utils import is_torch_tensor
+
+from .errors import message, shorten
+from .frame_sampling import VideoFacts, frame_change
+from .media import check_size, load_picture
+from .media_fetch import (
+    DEFAULT_POLICY,
+    MediaPolicy,
+    decode_base64,
+    fetch_bytes,
+    is_url,
+    resolve_local,
+    short_source,
+    split_data_uri,
+    url_scheme,
+)
+
+
+MOTION_SIDE = 32  # pixels: motion is measured on grey frames of this height and width
+IO_BUFFER = 2**20  # bytes per read of FFmpeg: few calls back into Python
+STILL_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .ppm .jp2 .avif .ico".split())
+STILL_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
+CHANNELS = (1, 3, 4)
+
+
+class Frames(tuple):
+    """A tuple known to be the frames of one video: `flatten_videos` marks with it what it recognised as a frame list."""
+
+
+class VideoSource:
+    """One video: its `facts`, and its frames on demand. Nothing is kept open, so threads may share a source."""
+
+    def __init__(self, facts: VideoFacts, *, policy: MediaPolicy, name: str) -> None:
+        self.facts = facts
+        self._policy = policy
+        self._name = name
+
+    def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
+        """The frames at `indices` (not falling, duplicates allowed), each (H, W, 3) uint8 RGB, upright, one at a time.
+
+        Raises `ValueError` for indices that are out of range, fall or are more than the policy's `max_frames`, and
+        `OSError` when the data are corrupt anywhere up to the last frame asked for.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        total = self.facts.total_frames
+        if (
+            wanted.ndim != 1
+            or wanted.size == 0
+            or wanted.min() < 0
+            or wanted.max() >= total
+            or (np.diff(wanted) < 0).any()
+        ):
+            raise ValueError(message("indices", wanted.tolist(), f"must rise within 0..{total - 1}"))
+        check_frame_count(len(wanted), policy=self._policy, name=self._name)
+        return self._checked(wanted)
+
+    def _checked(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
+        distinct, repeats = np.unique(wanted, return_counts=True)
+        size = self.facts.height, self.facts.width
+        for index, repeat, frame in zip(distinct, repeats, self._decode(distinct), strict=True):
+            if frame.shape[:2] != size:
+                found, first = "x".join(map(str, frame.shape[:2])), "x".join(map(str, size))
+                raise ValueError(
+                    f"{self._name}[{index}]: a frame of {found} pixels in a video of {first} (height x width)"
+                )
+            for _ in range(repeat):
+                yield frame
+
+    def motion(self) -> np.ndarray:
+        """(N,) float64: how much each frame differs from the one before it, the mean absolute difference of grey frames
+        of 32 x 32 pixels in levels 0..255; the first is 0. One pass that keeps two small frames."""
+        change = np.zeros(self.facts.total_frames)
+        before: np.ndarray | None = None
+        for index, frame in enumerate(self._decode(np.arange(self.facts.total_frames))):
+            grey = np.asarray(
+                Image.fromarray(frame).convert("L").resize((MOTION_SIDE, MOTION_SIDE), Image.Resampling.BOX)
+            )
+            if before is not None:
+                change[index] = frame_change(grey, before)
+            before = grey
+        return change
+
+    def _decode(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
+        """The frames at `wanted` (distinct, rising), each (H, W, 3) uint8."""
+        raise NotImplementedError
+
+
+def open_video(
+    source: object,
+    *,
+    policy: MediaPolicy = DEFAULT_POLICY,
+    fps: float | None = None,
+    metadata: Mapping | None = None,
+    input_data_format: Literal["channels_first", "channels_last"] | None = None,
+    value_range: Literal["0..1", "0..255", "0..65535"] | None = None,
+    name: str = "video",
+) -> VideoSource:
+    """`source` as a `VideoSource`; a container is scanned, a frame list only counted.
+
+    Args:
+        source: path, `file://` or http(s) URL, data URI, bytes of a container; a NumPy array or torch tensor (N, H, W, C) or
+            (N, C, H, W); a list of stills (Pillow images, arrays, paths, URLs, bytes); `data:video/jpeg;base64,<a>,<b>,...`.
+        policy: the limits on bytes, pixels, frames, seconds and container formats.
+        fps: frames per second of a source without a rate of its own (arrays, lists). A container's own times win.
+        metadata: dict or Transformers' `VideoMetadata` of such a source; `fps` and, for a clip already sampled,
+            `frames_indices` are read.
+        input_data_format: which axis of an array is the channel, where its shape leaves that open.
+        value_range: the range of the values of an array; see `load_picture`.
+        name: how the video is called in messages, such as `videos[1]`.
+
+    Raises:
+        TypeError: `source` is none of these.
+        ValueError: the policy refuses it, it holds no video or no frames, or its shape or values are ambiguous.
+        OSError: it cannot be read, or is truncated or corrupt.
+    """
+    if isinstance(source, VideoSource):
+        return source
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        if not _is_jpeg_list(source):
+            return _ContainerSource(_container_bytes(source, policy=policy, name=name), policy=policy, name=name)
+        source = _jpeg_list(str(source), policy=policy, name=name)
+    elif isinstance(source, Image.Image):
+        source = Frames((source,))
+    elif isinstance(source, np.ndarray) or is_torch_tensor(source):
+        source, input_data_format = _array_frames(source, data_format=input_data_format, name=name)
+    elif not isinstance(source, (list, tuple)):
+        raise TypeError(message(name, source, "not a video", "pass a path, URL, bytes, array or a list of frames"))
+    return _FrameSource(
+        source,
+        policy=policy,
+        fps=fps,
+        metadata=metadata,
+        reading={"input_data_format": input_data_format, "value_range": value_range},
+        name=name,
+    )
+
+
+def flatten_videos(videos: object) -> list:
+    """One video, a batch or a nested batch (as chat templates make it) as a flat list of sources for `open_video`.
+
+    A list of Pillow images or of arrays of up to three axes is one video; so is a list of paths, URLs or bytes that are
+    all named or marked as still pictures, or any list of those three levels deep. An array with five axes is a batch.
+    """
+    return _flatten(videos, depth=0, name="videos")
+
+
+def check_frame_count(count: int, *, policy: MediaPolicy, name: str) -> None:
+    """Raise `ValueError` when `count` frames are none, or more than the policy's `max_frames`."""
+    if count == 0:
+        raise ValueError(f"{name}: a video without frames")
+    if count > policy.max_frames:
+        raise ValueError(f"{name}: {count} frames are more than the policy's max_frames={policy.max_frames}")
+
+
+# Containers
+
+
+class _ContainerSource(VideoSource):
+    """A video file, on disk or in memory."""
+
+    def __init__(self, data: Path | bytes, *, policy: MediaPolicy, name: str) -> None:
+        self._data = data
+        shown = data.name if isinstance(data, Path) else shorten(data)
+        self._policy, self._name = policy, f"{name} ({shown})"
+        with _as_os_error(self._name), self._open() as (container, stream):
+            self._check_header(container, stream)
+            self._by_order = (
+                container.format.name == "avi"
+            )  # its index holds no presentation times, decoders make them up
+            times, last_duration = self._scan(stream)
+            time_base = stream.time_base
+        self._keys = np.arange(len(times)) if self._by_order else times  # (N,) what a decoded frame is known by
+        seconds = (times - times[0]) * time_base.numerator / time_base.denominator
+        duration = float(seconds[-1] + last_duration * time_base)
+        self._check_seconds(duration)
+        height, width = next(self._decode(np.zeros(1, np.int64))).shape[:2]  # upright: only a frame tells its rotation
+        facts = VideoFacts(
+            total_frames=len(times),
+            height=height,
+            width=width,
+            fps=len(times) / duration if duration > 0 else None,
+            duration=duration if duration > 0 else None,
+            timestamps=seconds,
+        )
+        super().__init__(facts, policy=policy, name=self._name)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(self._file())
+            options = {"format_whitelist": ",".join(self._policy.video_formats), "protocol_whitelist": "none"}
+            container = stack.enter_context(
+                av.open(file, options=options, io_open=_refuse, buffer_size=IO_BUFFER, metadata_errors="ignore")
+            )
+            cover = av.stream.Disposition.attached_pic  # the cover picture of a song is no video
+            stream = next((each for each in container.streams.video if not each.disposition & cover), None)
+            if stream is None:
+                raise ValueError(f"{self._name}: holds no video stream")
+            if stream.codec_context is None:
+                raise OSError(f"{self._name}: its codec is unknown, or its header is corrupt")
+            stream.codec_context.options = {
+                "err_detect": "crccheck+explode",
+                "max_pixels": str(self._policy.max_pixels),
+            }
+            stream.thread_type = "AUTO"
+            yield container, stream
+
+    def _check_header(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        with self._file() as file:
+            head = file.read(4096)
+        if self._size() < _least_size(head):
+            raise OSError(f"{self._name}: truncated, the file is shorter than its header says")
+        if stream.codec_context.width and stream.codec_context.height:  # 0: known only once decoded, and bounded there
+            check_size(stream.codec_context.height, stream.codec_context.width, policy=self._policy, name=self._name)
+        if container.duration is not None:
+            self._check_seconds(container.duration / av.time_base)
+
+    def _check_seconds(self, seconds: float) -> None:
+        if seconds > self._policy.max_seconds:
+            limit = f"the policy's max_seconds={self._policy.max_seconds}"
+            raise ValueError(f"{self._name}: a video of {seconds:.0f} seconds is longer than {limit}")
+
+    def _scan(self, stream: av.VideoStream) -> tuple[np.ndarray, int]:
+        """((N,) times of the frames, the last one's duration), both in the stream's time base; no decoding."""
+        times, durations, read, start = [], [], 0, None
+        for packet in _packets(stream, name=self._name):
+            read += 1
+            shown_at = packet.pts if packet.pts is not None else packet.dts
+            if shown_at is None:
+                raise OSError(f"{self._name}: packet {read - 1} carries no time; store the video as MP4 or MKV")
+            start = shown_at if start is None else start
+            if shown_at >= start and not packet.is_discard and _is_shown(packet, stream):
+                times.append(shown_at)  # pictures before the first key frame cannot be decoded
+                durations.append(packet.duration or 0)
+        if read < stream.frames and _index_ends_late(stream, self._size()):
+            raise OSError(f"{self._name}: truncated, {read} of {stream.frames} frames are there")
+        if not times:
+            raise ValueError(f"{self._name}: a video without frames")
+        order, firsts = np.unique(np.array(times, np.int64), return_index=True)
+        last = durations[firsts[-1]] or (int(np.median(np.diff(order))) if len(order) > 1 else 0)
+        return order, last
+
+    def _file(self) -> BinaryIO:
+        return io.BytesIO(self._data) if isinstance(self._data, bytes) else open(self._data, "rb")
+
+    def _size(self) -> int:
+        return len(self._data) if isinstance(self._data, bytes) else self._data.stat().st_size
+
+    def _decode(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
+        keys = self._keys[wanted].tolist()
+        first, at, seen = int(self._keys[0]), 0, 0
+        with _as_os_error(self._name), self._open() as (_, stream):
+            for packet in _packets(stream, name=self._name, flush=True):
+                for frame in packet.decode():
+                    key = seen if self._by_order else frame.pts
+                    if key is None or key < first:
+                        continue
+                    seen += 1
+                    if frame.is_corrupt or key > keys[at]:
+                        raise OSError(f"{self._name}: corrupt data at frame {int(wanted[at])}")
+                    if key == keys[at]:
+                        yield _upright_rgb(frame)
+                        at += 1
+                        if at == len(keys):
+                            return
+        raise OSError(f"{self._name}: the data end before frame {int(wanted[at])}")
+
+
+def _container_bytes(source: object, *, policy: MediaPolicy, name: str) -> Path | bytes:
+    """A local file stays where it is; anything else is fetched."""
+    if isinstance(source, (str, os.PathLike)) and not is_url(source):
+        path = resolve_local(source, policy=policy, name=name)
+        if path.stat().st_size == 0:
+            raise ValueError(f"{name}={short_source(source)}: holds no data")
+        return path
+    return fetch_bytes(source, policy=policy, name=name)
+
+
+def _packets(stream: av.VideoStream, *, name: str, flush: bool = False) -> Iterator[av.Packet]:
+    """The packets of a stream from its first key frame on; with `flush` the empty one at the end too."""
+    started = False
+    for packet in stream.container.demux(stream):
+        if packet.size == 0:
+            if flush:
+                yield packet
+            continue
+        if packet.is_corrupt:
+            raise OSError(
+                f"{name}: truncated or corrupt near second {float((packet.pts or 0) * packet.time_base):.2f}"
+            )
+        started = started or packet.is_keyframe
+        if started:
+            yield packet
+
+
+def _is_shown(packet: av.Packet, stream: av.VideoStream) -> bool:
+    """VP8 stores frames that are only ever referred to; their first header byte says so (RFC 6386, 9.1)."""
+    return stream.codec_context.name != "vp8" or bool(bytes(memoryview(packet)[:1])[0] & 0x10)
+
+
+def _index_ends_late(stream: av.VideoStream, size: int) -> bool:
+    """Whether the file's index points past its end."""
+    return any(entry.pos + entry.size > size for entry in stream.index_entries)
+
+
+def _least_size(head: bytes) -> int:
+    """How many bytes a Matroska or WebM file must have, by its segment's header (RFC 8794: ID, then size); else 0."""
+    at = head.find(b"\x18\x53\x80\x67") + 4
+    if not head.startswith(b"\x1a\x45\xdf\xa3") or not 4 <= at < len(head) - 8 or head[at] == 0:
+        return 0
+    length = 9 - head[at].bit_length()  # bytes of the size field
+    unknown = (1 << 7 * length) - 1  # a live recording
+    value = int.from_bytes(head[at : at + length], "big") & unknown
+    return 0 if value == unknown else at + length + value
+
+
+def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """A decoded frame as (H, W, 3) uint8 RGB, alpha over white, turned as its display matrix says."""
+    if any(component.is_alpha for component in frame.format.components):
+        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+        alpha = rgba[..., 3:]
+        pixels = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    else:
+        pixels = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    # libavutil/display.h: x' = a x + c y, y' = b x + d y for the matrix [a b u; c d v; ...] in 16.16 fixed point.
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):  # a quarter turn; other angles go to the nearest
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    pixels = pixels[:, ::-1] if a < 0 else pixels
+    pixels = pixels[::-1] if d < 0 else pixels
+    return np.ascontiguousarray(pixels)
+
+
+def _refuse(url: str, flags: int, options: dict) -> BinaryIO:
+    raise PermissionError("a video file may not name other files or addresses")
+
+
+@contextlib.contextmanager
+def _as_os_error(name: str) -> Iterator[None]:
+    """FFmpeg's errors (some of which are `ValueError`s) as `OSError` naming the video."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise OSError(f"{name}: not a readable video of an allowed format, or corrupt ({reason})"[:300]) from error
+
+
+# Frames in memory, or one by one
+
+
+class _FrameSource(VideoSource):
+    """An array or a list of stills, with the rate its owner knows."""
+
+    def __init__(
+        self,
+        items: Sequence | np.ndarray,
+        *,
+        policy: MediaPolicy,
+        fps: float | None,
+        metadata: Mapping | None,
+        reading: dict,
+        name: str,
+    ) -> None:
+        check_frame_count(len(items), policy=policy, name=name)
+        times, rate, duration = _known_times(len(items), fps=fps, metadata=metadata, name=name)
+        self._items, self._reading = items, reading
+        self._policy, self._name = policy, name
+        self._check_same_size()
+        first = self._load(0)
+        facts = VideoFacts(len(items), *first.shape[:2], fps=rate, duration=duration, timestamps=times)
+        super().__init__(facts, policy=policy, name=name)
+
+    def _load(self, index: int) -> np.ndarray:
+        return load_picture(
+            self._items[index], policy=self._policy, name=f"{self._name}[{index}]", **self._reading
+        ).pixels
+
+    def _check_same_size(self) -> None:
+        """Stills whose size is known without reading them are compared before any is read."""
+        sizes: dict[tuple, int] = {}
+        for index, item in enumerate(self._items):
+            if isinstance(item, Image.Image):
+                sizes.setdefault(tuple(sorted(item.size)), index)  # sorted: EXIF may turn it
+            elif isinstance(item, np.ndarray) or is_torch_tensor(item):
+                sizes.setdefault(tuple(item.shape), index)
+        if len(sizes) > 1:
+            (one, i), (other, j) = list(sizes.items())[:2]
+            raise ValueError(f"{self._name}: frames of different sizes, {one} at {i} and {other} at {j}")
+
+    def _decode(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
+        for index in wanted:
+            yield self._load(int(index))
+
+
+def _known_times(
+    count: int, *, fps: float | None, metadata: Mapping | None, name: str
+) -> tuple[np.ndarray | None, float | None, float | None]:
+    """(times of the frames, mean rate, duration), all `None` when nobody knows the rate."""
+    metadata = metadata or {}
+    source_rate = fps if fps is not None else metadata.get("fps")
+    if source_rate is None:
+        return None, None, None
+    if isinstance(source_rate, bool) or not isinstance(source_rate, (int, float)) or not 0 < source_rate < math.inf:
+        raise ValueError(message("fps", source_rate, f"the frame rate of {name} must be a positive number"))
+    indices, total = metadata.get("frames_indices"), metadata.get("total_num_frames")
+    if indices is None:
+        if total not in (None, count):
+            told = f"{name} has {count} frames, its metadata say {total}"
+            raise ValueError(f"{told}; pass frames_indices too when the clip is already sampled")
+        return np.arange(count) / source_rate, float(source_rate), count / source_rate
+    indices = np.asarray(indices)
+    if indices.shape != (count,) or (np.diff(indices) < 0).any():
+        raise ValueError(
+            message("frames_indices", indices, f"needs one rising index for each of {count} frames of {name}")
+        )
+    times = (indices - indices[0]) / source_rate
+    step = times[-1] / (count - 1) if count > 1 and times[-1] > 0 else 1 / source_rate
+    return indices / source_rate, float(1 / step), float(times[-1] + step)
+
+
+def _array_frames(array: object, *, data_format: str | None, name: str) -> tuple[np.ndarray, str | None]:
+    """(frames along the first axis, which axis of a frame is the channel)."""
+    if is_torch_tensor(array):
+        tensor = array.detach().cpu()
+        array = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    if array.ndim == 3:  # one picture
+        return array[None], data_format
+    if array.ndim != 4:
+        raise ValueError(
+            message(name, array, "a video has 4 axes, (frames, height, width, channels) or channels second")
+        )
+    if 0 in array.shape:
+        raise ValueError(message(name, array, "an empty array"))
+    last, first = array.shape[3] in CHANNELS, array.shape[1] in CHANNELS
+    if data_format is None and last == first:
+        problem = "either axis may be the channel" if last else "no axis is the channel (1, 3 or 4)"
+        remedy = 'pass input_data_format="channels_first" or "channels_last"'
+        raise ValueError(message(name, array, problem, remedy))
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(message(name, array, "holds NaN or infinite values"))
+    return array, data_format or ("channels_last" if last else "channels_first")
+
+
+def _is_jpeg_list(source: object) -> bool:
+    return isinstance(source, str) and source[:64].lower().replace(" ", "").startswith("data:video/jpeg")
+
+
+def _jpeg_list(uri: str, *, policy: MediaPolicy, name: str) -> Frames:
+    """The JPEGs of `data:video/jpeg;base64,<first>,<second>,...`, counted before any is decoded."""
+    _, is_base64, payload = split_data_uri(uri, name=name)
+    check_frame_count(payload.count(",") + 1 if payload else 0, policy=policy, name=name)
+    if not is_base64:
+        raise ValueError(f"{name}: a video/jpeg data URI must be base64")
+    if len(payload) * 3 // 4 > policy.max_bytes:
+        raise ValueError(
+            f"{name}: {len(payload) * 3 // 4} bytes are more than the policy's max_bytes={policy.max_bytes}"
+        )
+    parts = payload.split(",")
+    return Frames(decode_base64(part, policy=policy, name=f"{name}[{index}]") for index, part in enumerate(parts))
+
+
+# What is one video, and what is a batch?
+
+
+def _flatten(videos: object, *, depth: int, name: str) -> list:
+    if isinstance(videos, (str, os.PathLike, bytes, bytearray, memoryview, VideoSource, Frames)):
+        return [videos]
+    if isinstance(videos, Image.Image) or _axes(videos) in (2, 3):
+        return [Frames((videos,))]
+    if _axes(videos) == 4:
+        return [videos]
+    if _axes(videos) == 5:
+        return list(videos)
+    if not isinstance(videos, (list, tuple)):
+        raise TypeError(message(name, videos, "not a video", "pass a path, URL, bytes, array or a list of frames"))
+    kinds = {_kind(item) for item in videos}
+    if kinds <= {"picture", "still"} and kinds or (kinds <= {"still", "file"} and depth >= 2 and kinds):
+        return [Frames(videos)]
+    if "picture" in kinds and len(kinds) > 1:
+        raise ValueError(
+            f"{name}: holds single frames beside videos; put the frames of each video into a list of its own"
+        )
+    return [each for i, item in enumerate(videos) for each in _flatten(item, depth=depth + 1, name=f"{name}[{i}]")]
+
+
+def _axes(value: object) -> int | None:
+    return value.ndim if isinstance(value, np.ndarray) or is_torch_tensor(value) else None
+
+
+def _kind(item: object) -> str:
+    """`picture` (a frame in memory), `still` (a file that is a still picture), `file` (any other), or `video`."""
+    if isinstance(item, Image.Image) or _axes(item) in (2, 3):
+        return "picture"
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        head = bytes(item[:12])
+        is_still = head.startswith(STILL_MAGIC) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
+        return "still" if is_still else "file"
+    if isinstance(item, (str, os.PathLike)):
+        text = os.fspath(item)
+        if isinstance(text, str) and url_scheme(text) == "data":
+            is_still = text[5:11].lower() == "image/" and text[11:14].lower() != "gif"
+        else:
+            is_still = Path(str(text).partition("?")[0]).suffix.lower() in STILL_SUFFIXES
+        return "still" if is_still else "file"
+    return "video"
