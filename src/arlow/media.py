@@ -1,26 +1,106 @@
-"""The border for still pictures: whatever a user holds becomes one `Picture`, uint8 RGB and upright."""
+"""The border for still pictures: whatever a user holds becomes one `Picture`, uint8 RGB and upright.
+
+A path, URL, data URI, bytes, Pillow image, NumPy array or torch tensor of the same picture give the same pixels:
+
+- EXIF orientation is applied; of an animation the first frame is taken; colour profiles are ignored.
+- Transparency, also of palettes and of a transparent colour, is laid over `background` (white).
+- Grey becomes three equal channels; CMYK (also Adobe's inverted) and palettes are converted as Pillow does.
+- 16-bit samples keep their upper byte (`value >> 8`), as Pillow does for 16-bit colour.
+- 32-bit integer and float samples (Pillow modes `I` and `F`) obey the rules for arrays below. A 16-bit PGM, which
+  Pillow opens as `I`, is 16 bit.
+
+Arrays have 2 axes, or 3 of which one has 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels. What is ambiguous is
+an error that names the argument which settles it: `input_data_format` when the first and the last axis could both be
+the channels, `value_range` for booleans, 16-bit integers, integers outside 0..255 and floats that lie in 0..1.
+Floats that reach beyond 1 are in 0..255 and are rounded.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
+from PIL import ExifTags, Image, ImageFile
 
-from .media_fetch import DEFAULT_POLICY, MediaPolicy
+from .errors import shorten
+from .media_fetch import DEFAULT_POLICY, MediaPolicy, fetch_bytes, short_source
 
 
-@dataclass(frozen=True, eq=False)
+InputFormat = Literal["channels_first", "channels_last"]
+ValueRange = Literal["0..1", "0..255", "0..65535"]
+
+INPUT_FORMATS = (None, "channels_first", "channels_last")
+VALUE_RANGES = (None, "0..1", "0..255", "0..65535")
+CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGBA
+WHITE = (255, 255, 255)
+EXPECTED = "a path, URL, data URI, bytes, Pillow image, NumPy array or torch tensor"
+
+_TOP = {"0..1": 1, "0..255": 255, "0..65535": 65535}
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_UPRIGHT = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 class Picture:
-    """One still picture behind the border."""
+    """One still picture behind the border; treat it as immutable.
 
-    pixels: np.ndarray  # (H, W, 3) uint8 RGB, upright, C-contiguous
-    source: str  # short, for messages
+    It holds an array or a Pillow image, whichever it was made from, and makes the other on demand: a decoded file is
+    resized without passing through NumPy, a video frame is packed without passing through Pillow.
+    """
+
+    __slots__ = ("_image", "_pixels", "height", "source", "width")
+
+    def __init__(
+        self, pixels: np.ndarray | None = None, source: str = "", *, image: Image.Image | None = None
+    ) -> None:
+        self._pixels = pixels
+        self._image = image
+        self.source = source  # short, for messages
+        self.height, self.width = pixels.shape[:2] if image is None else (image.height, image.width)  # pixels
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, upright, C-contiguous."""
+        if self._pixels is None:
+            self._pixels = np.asarray(self._image)
+        return self._pixels
+
+    @property
+    def image(self) -> Image.Image:
+        """The same picture as a Pillow image of mode RGB."""
+        if self._image is None:
+            self._image = Image.fromarray(self._pixels)
+        return self._image
+
+    def __repr__(self) -> str:
+        return f"Picture({self.height}x{self.width}, {self.source!r})"
 
 
 def check_size(height: int, width: int, *, policy: MediaPolicy = DEFAULT_POLICY, name: str = "image") -> None:
     """Raise `ValueError` unless a picture of `height` x `width` pixels is within the policy."""
-    raise NotImplementedError
+    size = f"{name} of {height}x{width} pixels"
+    if height < 1 or width < 1:
+        raise ValueError(f"{size}: is empty")
+    if height * width > policy.max_pixels:
+        raise ValueError(
+            f"{size}: {height * width} pixels are more than the policy's max_pixels={policy.max_pixels}; "
+            "raise MediaPolicy.max_pixels if this is meant"
+        )
+    if max(height, width) > policy.max_aspect_ratio * min(height, width):
+        raise ValueError(f"{size}: the aspect ratio is over the policy's max_aspect_ratio={policy.max_aspect_ratio:g}")
 
 
 def load_picture(
@@ -28,9 +108,343 @@ def load_picture(
     *,
     policy: MediaPolicy = DEFAULT_POLICY,
     name: str = "image",
-    input_data_format: Literal["channels_first", "channels_last"] | None = None,
-    value_range: Literal["0..1", "0..255", "0..65535"] | None = None,
-    background: tuple[int, int, int] = (255, 255, 255),
+    input_data_format: InputFormat | None = None,
+    value_range: ValueRange | None = None,
+    background: tuple[int, int, int] = WHITE,
+    convert_rgb: bool = True,
 ) -> Picture:
-    """`source` (path, URL, data URI, bytes, Pillow image, NumPy array or torch tensor) as a `Picture`."""
-    raise NotImplementedError
+    """`source` as a `Picture`.
+
+    Args:
+        source: path, URL, data URI, bytes of a file, Pillow image, NumPy array, torch tensor or `Picture`.
+        policy: what may be fetched and how large a picture may be; checked before anything is decoded.
+        name: how the picture is called in messages, such as `images[1]`.
+        input_data_format: which axis of an array holds the channels; needed only when both ends could.
+        value_range: what the samples of an array (or of a Pillow image of mode `I`, `F` or `I;16`) span.
+        background: RGB colour under transparent pixels, 0..255 each.
+        convert_rgb: `False` refuses pictures that are not RGB already, instead of converting them.
+
+    Raises:
+        TypeError: `source` is none of these, or an array of a type that holds no samples.
+        ValueError: the policy refuses it, or an array is empty, ambiguous, out of range or not finite.
+        OSError: it cannot be read, or is truncated, corrupt or of a format the policy does not list.
+    """
+    if input_data_format not in INPUT_FORMATS:
+        raise ValueError(f"input_data_format={shorten(input_data_format)}: expected one of {INPUT_FORMATS}")
+    if value_range not in VALUE_RANGES:
+        raise ValueError(f"value_range={shorten(value_range)}: expected one of {VALUE_RANGES}")
+    if isinstance(source, Picture):
+        return source
+    shown = describe(source)
+    array = _as_array(source, name=name)
+    if array is not None:
+        array = _channels_last(array, input_data_format=input_data_format, name=name)
+        check_size(*array.shape[:2], policy=policy, name=name)
+        array = _to_uint8(array, value_range=value_range, name=name)
+        if array.shape[2] == 3:
+            return Picture(np.ascontiguousarray(array), shown)
+        image = Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
+    else:
+        image = open_image(source, policy=policy, name=name)
+    if not convert_rgb and image.mode != "RGB":
+        raise ValueError(f"{name}={shown}: mode {image.mode} is not RGB; set do_convert_rgb=True")
+    return Picture(source=shown, image=_to_rgb(image, value_range=value_range, background=background, name=name))
+
+
+def open_image(source: object, *, policy: MediaPolicy = DEFAULT_POLICY, name: str = "image") -> Image.Image:
+    """A path, URL, data URI, bytes or Pillow image as a loaded Pillow image, checked, but of its own mode and not yet
+    upright: what `load_picture` begins with, and accepts. Raises as `load_picture` does."""
+    if isinstance(source, Image.Image):
+        return _load_pillow(source, policy=policy, name=name)
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        raise TypeError(f"{name}={shorten(source)}: expected {EXPECTED}")
+    data = fetch_bytes(source, policy=policy, name=name)
+    return _decode(data, policy=policy, name=name, shown=describe(source))
+
+
+def flatten_images(images: object, *, name: str = "images") -> list[tuple[str, object]]:
+    """What a user passes as `images` as a flat list of `(name, source)`, in order; nothing is loaded.
+
+    One picture, a list of pictures, or a list of lists (one per row of a batch; a row may be empty). An array or
+    tensor of 4 axes is a list of pictures. Raises `TypeError` for `None` and deeper nesting, `ValueError` when there
+    is no picture at all.
+    """
+    found = list(_flatten(images, name=name, depth=0))
+    if not found:
+        raise ValueError(f"{name}={shorten(images)}: holds no picture")
+    return found
+
+
+def _flatten(images: object, *, name: str, depth: int) -> Iterator[tuple[str, object]]:
+    if isinstance(images, (list, tuple)):
+        if depth == 2:
+            raise TypeError(f"{name}={shorten(images)}: lists of pictures may be nested two deep at most")
+        for index, item in enumerate(images):
+            yield from _flatten(item, name=f"{name}[{index}]", depth=depth + 1)
+    elif images is None:
+        raise TypeError(f"{name}=None: expected a picture")
+    elif _is_array(images) and images.ndim == 4:
+        for index in range(images.shape[0]):
+            yield f"{name}[{index}]", images[index]
+    else:
+        yield name, images
+
+
+def flatten_pictures(
+    images: object,
+    *,
+    policy: MediaPolicy = DEFAULT_POLICY,
+    name: str = "images",
+    input_data_format: InputFormat | None = None,
+    value_range: ValueRange | None = None,
+    background: tuple[int, int, int] = WHITE,
+    convert_rgb: bool = True,
+) -> list[Picture]:
+    """`flatten_images`, each loaded by `load_picture` under its own name such as `images[0][1]`."""
+    return [
+        load_picture(
+            source,
+            policy=policy,
+            name=item,
+            input_data_format=input_data_format,
+            value_range=value_range,
+            background=background,
+            convert_rgb=convert_rgb,
+        )
+        for item, source in flatten_images(images, name=name)
+    ]
+
+
+def describe(source: object) -> str:
+    """`source` in a few words, for messages: never credentials, pixels or payloads."""
+    if isinstance(source, Image.Image):
+        return f"{source.mode} image of {source.height}x{source.width} pixels"
+    if isinstance(source, (bytearray, memoryview)):
+        return f"{len(source)} bytes"
+    return short_source(source)
+
+
+# Arrays
+
+
+def _is_tensor(source: object) -> bool:
+    torch = sys.modules.get("torch")  # a tensor can only exist where torch is imported already
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def _is_array(source: object) -> bool:
+    return isinstance(source, np.ndarray) or _is_tensor(source)
+
+
+def _as_array(source, *, name: str) -> np.ndarray | None:
+    """An array or tensor as a NumPy array, anything else as None."""
+    if isinstance(source, np.ndarray):
+        return source
+    if not _is_tensor(source):
+        return None
+    torch = sys.modules["torch"]
+    if source.is_meta:
+        raise ValueError(f"{name}={shorten(source)}: a tensor on the meta device holds no pixels")
+    tensor = source.detach()
+    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+        tensor = tensor.float()  # bfloat16 and the 8-bit floats have no NumPy type
+    return tensor.cpu().numpy()
+
+
+def _channels_last(array: np.ndarray, *, input_data_format: InputFormat | None, name: str) -> np.ndarray:
+    """`array` as (H, W, C), C in 1..4; a view."""
+    if array.size == 0:
+        raise ValueError(f"{name}={shorten(array)}: the array is empty")
+    if array.ndim == 2:
+        return array[:, :, None]  # (H, W, 1)
+    if array.ndim != 3:
+        remedy = "; pass a list of pictures" if array.ndim > 3 else ""
+        raise ValueError(f"{name}={shorten(array)}: a picture has 2 or 3 axes, not {array.ndim}{remedy}")
+    first, last = array.shape[0] in CHANNELS, array.shape[2] in CHANNELS
+    if input_data_format is None and first and last:
+        raise ValueError(
+            f"{name}={shorten(array)}: either the first or the last axis could be the channels; "
+            'pass input_data_format="channels_first" or "channels_last"'
+        )
+    is_first = input_data_format == "channels_first" or (input_data_format is None and first)
+    if not (first if is_first else last):
+        where = (
+            f"the {'first' if is_first else 'last'} axis" if input_data_format else "neither the first nor last axis"
+        )
+        verb = "has no" if input_data_format else "has"
+        raise ValueError(f"{name}={shorten(array)}: {where} {verb} 1, 2, 3 or 4 channels; see input_data_format")
+    return np.moveaxis(array, 0, -1) if is_first else array  # (H, W, C)
+
+
+def _to_uint8(array: np.ndarray, *, value_range: ValueRange | None, name: str) -> np.ndarray:
+    """The samples as uint8, rounded from floats; see the top of this file."""
+    kind, dtype = array.dtype.kind, array.dtype
+    if kind not in "buif":
+        raise TypeError(f"{name}={shorten(array)}: dtype {dtype} holds no samples; use uint8, or floats")
+    if value_range is None:
+        if dtype == np.uint8:
+            return array
+        if kind == "b":
+            raise ValueError(f'{name}={shorten(array)}: holds booleans; pass value_range="0..1"')
+        if dtype.itemsize == 2 and kind == "u":
+            raise ValueError(f'{name}={shorten(array)}: holds uint16; pass value_range="0..255" or "0..65535"')
+    low, high = array.min(), array.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"{name}={shorten(array)}: holds NaN or infinite samples")
+    if value_range is None and kind == "f" and 0 < high <= 1:
+        raise ValueError(
+            f'{name}={shorten(array)}: its floats lie in 0..1 and could mean that or 0..255; pass value_range="0..1" '
+            'or "0..255"'
+        )
+    top = _TOP[value_range or "0..255"]
+    slack = 1e-5 * top if kind == "f" else 0  # what float arithmetic leaves beyond the ends
+    if low < -slack or high > top + slack:
+        remedy = "" if value_range else '; pass value_range="0..65535" if it has 16 bits, else rescale it'
+        raise ValueError(f"{name}={shorten(array)}: samples from {low:g} to {high:g} are outside 0..{top}{remedy}")
+    if top == 65535:
+        return (array.clip(0, top) if kind == "f" else array).astype(np.uint16).__rshift__(8).astype(np.uint8)
+    if top == 1:
+        array = array.astype(np.float64 if dtype == np.float64 else np.float32) * 255
+    if kind == "f":
+        array = np.rint(array.clip(0, 255))
+    return array.astype(np.uint8)
+
+
+# Files and Pillow images
+
+
+class _StrictPillow:
+    """While entered, Pillow refuses truncated files, whatever `ImageFile.LOAD_TRUNCATED_IMAGES` says.
+
+    The flag is global and some libraries set it; a truncated picture would come back grey. Users of the flag that
+    decode at the very same moment see the strict setting too. Counted, so that threads may enter at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._restore = threading.Lock(), 0, False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+            if ImageFile.LOAD_TRUNCATED_IMAGES:
+                ImageFile.LOAD_TRUNCATED_IMAGES, self._restore = False, True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0 and self._restore:
+                    ImageFile.LOAD_TRUNCATED_IMAGES, self._restore = True, False
+
+
+_strict_pillow = _StrictPillow()
+_LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))  # a lazily opened image may be shared between threads
+
+
+def _load_pillow(image: Image.Image, *, policy: MediaPolicy, name: str) -> Image.Image:
+    check_size(image.height, image.width, policy=policy, name=name)
+    try:
+        with _LOAD_LOCKS[(id(image) >> 6) % len(_LOAD_LOCKS)], _strict_pillow():
+            image.load()
+    except Exception as error:  # a decoder of damaged data may raise anything
+        raise OSError(_undecodable(name, describe(image), error)) from error
+    return image
+
+
+def _decode(data: bytes, *, policy: MediaPolicy, name: str, shown: str) -> Image.Image:
+    """The first frame of an encoded picture, loaded. The header is checked before pixels are decoded."""
+    formats = _known_formats(policy.image_formats)
+    try:
+        with _strict_pillow():
+            image = Image.open(io.BytesIO(data), formats=formats)
+            check_size(image.height, image.width, policy=policy, name=name)
+            if image.format == "PNG":
+                image.verify()  # the checksums, which decoding skips; a verified image has to be opened again
+                image = Image.open(io.BytesIO(data), formats=formats)
+            image.load()
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name}={shown}: more pixels than Pillow allows; raise PIL.Image.MAX_IMAGE_PIXELS and policy.max_pixels"
+        ) from error
+    except Exception as error:  # a decoder of damaged data may raise anything
+        if isinstance(error, ValueError) and str(error).startswith(f"{name} of "):  # from check_size
+            raise
+        raise OSError(_undecodable(name, shown, error)) from error
+    if image.format == "JPEG" and _ends_early(image, data):
+        raise OSError(f"{name}={shown}: the JPEG data end before the picture does")
+    return image
+
+
+def _undecodable(name: str, shown: str, error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"{name}={shown}: is no picture of a format in MediaPolicy.image_formats, or its header is damaged"
+    reason = shorten(" ".join(str(error).split()) or type(error).__name__, 120).strip("'\"")
+    return f"{name}={shown}: the picture is truncated or corrupt ({reason})"
+
+
+def _known_formats(formats: tuple[str, ...]) -> list[str]:
+    if any(each not in Image.OPEN for each in formats):
+        Image.init()
+    return [each for each in formats if each in Image.OPEN]
+
+
+def _ends_early(image: Image.Image, data: bytes) -> bool:
+    """Whether a JPEG has an end marker but too little data: its decoder then fills the rest with mid-grey, silently.
+
+    Only a picture whose last corner is exactly that grey is suspected. It is decoded once more with zero bits put
+    before the end marker: a complete picture does not read them, an incomplete one changes.
+    """
+    width, height = image.size
+    corner = image.crop((max(0, width - 4), max(0, height - 4), width, height))
+    extrema = corner.getextrema() if len(corner.getbands()) > 1 else (corner.getextrema(),)
+    if not all(low >= 127 and high <= 128 for low, high in extrema):
+        return False
+    end = data.rfind(b"\xff\xd9")
+    try:
+        with _strict_pillow():
+            again = Image.open(io.BytesIO(data[:end] + bytes(4096) + data[end:]), formats=["JPEG"])
+            again.load()
+    except Exception:
+        return True
+    return again.tobytes() != image.tobytes()
+
+
+def _to_rgb(
+    image: Image.Image, *, value_range: ValueRange | None, background: tuple[int, int, int], name: str
+) -> Image.Image:
+    """A loaded Pillow image of any mode as upright RGB."""
+    turn = _UPRIGHT.get(_orientation(image))
+    try:
+        if image.mode in (*_SIXTEEN_BIT, "I", "F"):
+            image = _deep_grey(image, value_range=value_range, name=name)
+        if image.mode == "La":
+            image = image.convert("LA")  # premultiplied grey has no direct way to RGBA
+        if image.has_transparency_data:
+            over = image.convert("RGBA")
+            image = Image.new("RGBA", over.size, (*background, 255))
+            image.alpha_composite(over)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+    except (OSError, SyntaxError, KeyError) as error:
+        raise OSError(_undecodable(name, describe(image), error)) from error
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata do not make a picture unreadable
+        return 1
+
+
+def _deep_grey(image: Image.Image, *, value_range: ValueRange | None, name: str) -> Image.Image:
+    """A grey image of 16-bit, 32-bit integer or float samples as `L`, or `LA` when one value is transparent."""
+    is_16_bit = image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    samples = np.asarray(image)
+    grey = _to_uint8(samples, value_range=value_range or ("0..65535" if is_16_bit else None), name=name)
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return Image.fromarray(grey)
+    alpha = np.where(samples == transparent, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.stack([grey, alpha], axis=-1))  # (H, W, 2): LA

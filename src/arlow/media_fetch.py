@@ -57,10 +57,10 @@ class MediaPolicy:
     timeout: float = 30.0  # seconds for one URL, redirects included
     max_redirects: int = 5  # redirects followed for one URL
     allow_urls: bool = True  # http and https; False refuses every URL (data URIs are no URLs in this sense)
-    allowed_hosts: tuple[str, ...] | None = None  # host names; ".example.org" allows sub-domains; None: any public host
+    allowed_hosts: tuple[str, ...] | None = None  # ".example.org" allows sub-domains; None: any public host
     allow_private_addresses: bool = False  # loopback, private, link-local, reserved and multicast addresses
     allow_local_files: bool = True  # paths and file:// URLs
-    local_roots: tuple[str | os.PathLike, ...] | None = None  # directories files must lie in, links resolved; None: any
+    local_roots: tuple[str | os.PathLike, ...] | None = None  # directories that files must lie in; None: any
     image_formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
     video_formats: tuple[str, ...] = (
         "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpeg", "mpegts", "flv", "ogg", "gif", "asf", "wav",
@@ -299,7 +299,9 @@ def _get(url: str, *, policy: MediaPolicy, name: str, deadline: float) -> tuple[
     """One request without redirects: `(body, None)` or `(b"", location)`."""
     host, port, parts = _checked_parts(url, policy=policy, name=name)
     address = _public_address(host, port, url=url, policy=policy, name=name, deadline=deadline)
-    with _connect(address, url=url, name=name, deadline=deadline, server=host if parts.scheme == "https" else "") as sock:
+    with _connect(
+        address, url=url, name=name, deadline=deadline, server=host if parts.scheme == "https" else ""
+    ) as sock:
         target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
         if parts.query:
             target += "?" + urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
@@ -394,7 +396,10 @@ def _public_address(
             return family, address
     raise ValueError(
         _problem(
-            name, url, "the host has a loopback, private or reserved address", "see MediaPolicy.allow_private_addresses"
+            name,
+            url,
+            "the host has a loopback, private or reserved address",
+            "see MediaPolicy.allow_private_addresses",
         )
     )
 

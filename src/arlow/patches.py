@@ -1,0 +1,130 @@
+"""Geometry of pictures and the packed rows the vision encoder reads. NumPy only.
+
+In: pixel arrays (H, W, 3) or (T, H, W, 3) uint8. Out: rows of one patch each, all patches of a picture in merge-block
+order, and the float32 values the encoder takes.
+
+Sizes: H, W pixels; P patch side; M merge side; T frames per row; C channels; G frame groups; h, w patches.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+MAX_ASPECT_RATIO = 200
+
+
+def target_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The size (pixels) a picture is resized to: multiples of `factor`, the aspect ratio kept as far as that allows.
+
+    Each side is rounded to the nearest multiple. If the area then leaves `min_pixels..max_pixels`, both sides are
+    scaled by one number and rounded inwards. Where rounding the short side up to one `factor` would still break the
+    upper bound, the long side gives way: the result never exceeds `max_pixels` (which must be at least `factor**2`).
+    The sizes are those of Qwen2-VL (arXiv:2409.12191) wherever those keep the budget.
+
+    Raises `ValueError` for an empty picture or an aspect ratio over 200.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"image of {height}x{width} pixels: is empty")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(f"image of {height}x{width} pixels: the aspect ratio is over {MAX_ASPECT_RATIO}")
+    rows, columns = round(height / factor), round(width / factor)  # half to even
+    if rows * columns * factor**2 < min_pixels:  # also when a side became zero
+        grow = math.sqrt(min_pixels / (height * width))
+        rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
+    if rows * columns * factor**2 > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        rows = max(1, math.floor(height / shrink / factor))
+        columns = max(1, math.floor(width / shrink / factor))
+        budget = max_pixels // factor**2
+        rows, columns = min(rows, max(1, budget // columns)), min(columns, max(1, budget // rows))
+    return rows * factor, columns * factor
+
+
+def pan_and_scan_boxes(
+    height: int, width: int, *, min_crop_size: int, max_num_crops: int, min_ratio_to_activate: float
+) -> list[tuple[int, int, int, int]]:
+    """Crops `(top, left, height, width)` in pixels of an elongated picture, along its long side, in reading order.
+
+    As in Gemma 3 (arXiv:2503.19786): none below `min_ratio_to_activate` or when a crop would be smaller than
+    `min_crop_size` on a side; else as many as the aspect ratio rounded (half up), at least 2 and at most
+    `max_num_crops`, and no more than fit at `min_crop_size`. The last crop may be smaller than the others. One crop
+    would be the picture itself, so fewer than two are none.
+    """
+    long, short = max(height, width), min(height, width)
+    if long / short < min_ratio_to_activate:
+        return []
+    count = min(math.floor(long / short + 0.5), long // min_crop_size)
+    count = min(max(2, count), max_num_crops)
+    step = math.ceil(long / count)
+    if count < 2 or min(step, short) < min_crop_size:
+        return []
+    starts = range(0, long, step)  # never an empty last crop
+    if width >= height:
+        return [(0, start, height, min(step, width - start)) for start in starts]
+    return [(start, 0, min(step, height - start), width) for start in starts]
+
+
+def pack_image(pixels: np.ndarray, *, patch_size: int, merge_size: int) -> np.ndarray:
+    """(H, W, C) uint8 -> (h*w, C*P*P) uint8: one patch per row, channel first, rows in merge-block order.
+
+    H and W are multiples of `patch_size * merge_size`.
+    """
+    height, width, channels = pixels.shape
+    P, M = patch_size, merge_size
+    blocks = pixels.reshape(height // (P * M), M, P, width // (P * M), M, P, channels)
+    blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)  # (h/M, w/M, M, M, C, P, P)
+    return np.ascontiguousarray(blocks).reshape(-1, channels * P * P)
+
+
+def pack_video(frames: np.ndarray, *, patch_size: int, temporal_patch_size: int, merge_size: int) -> np.ndarray:
+    """(F, H, W, C) uint8 -> (G*h*w, C*T*P*P) uint8: T frames per row, channel first, frame groups in order.
+
+    The last frame is repeated until F is a multiple of T. Within a group the rows are in merge-block order.
+    """
+    T, P, M = temporal_patch_size, patch_size, merge_size
+    if missing := -len(frames) % T:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+    count, height, width, channels = frames.shape
+    blocks = frames.reshape(count // T, T, height // (P * M), M, P, width // (P * M), M, P, channels)
+    blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # (G, h/M, w/M, M, M, C, T, P, P)
+    return np.ascontiguousarray(blocks).reshape(-1, channels * T * P * P)
+
+
+def normalise_rows(
+    rows: np.ndarray,
+    *,
+    scale: float,
+    mean: float | tuple[float, ...],
+    std: float | tuple[float, ...],
+    channels: int = 3,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """`(rows * scale - mean) / std` in float32, as one multiplication and one addition per value.
+
+    Args:
+        rows: (N, channels * K) uint8, channel first within a row.
+        scale: factor of the samples, 1/255 for the usual range.
+        mean: one number or one per channel, in units of the scaled samples.
+        std: as `mean`.
+        channels: how many channels a row holds.
+        out: (N, channels * K) float32 to write to; made when missing.
+
+    Returns:
+        `out`. Exactly `rows * float32(scale / std) + float32(-mean / std)`.
+    """
+    if out is None:
+        out = np.empty(rows.shape, dtype=np.float32)
+    spread = np.asarray(std, dtype=np.float64)
+    factor = np.asarray(scale / spread, dtype=np.float32)
+    shift = np.asarray(-np.asarray(mean, dtype=np.float64) / spread, dtype=np.float32)
+    samples, values = rows, out
+    if factor.size > 1 or shift.size > 1:
+        samples = rows.reshape(len(rows), channels, rows.shape[1] // channels)  # (N, C, K)
+        values = out.reshape(samples.shape)
+        factor, shift = factor.reshape(-1, 1), shift.reshape(-1, 1)  # (C, 1) or (1, 1)
+    np.multiply(samples, factor, out=values)
+    np.add(values, shift, out=values)
+    return out
