@@ -1,0 +1,661 @@
+"""Text and prompts become token ids: byte-level BPE on the `tokenizers` backend.
+
+Calls leave no trace on the Rust tokenizer. Transformers sets truncation, padding and the handling of special tokens
+on that shared object, so two threads disturb each other; here it stays as it was built, and truncation and padding
+work on the encodings of one call.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Encoding, PreTokenizedString, Regex, Tokenizer
+from tokenizers import decoders as rust_decoders
+from tokenizers import models as rust_models
+from tokenizers import normalizers as rust_normalizers
+from tokenizers import pre_tokenizers as rust_pre_tokenizers
+from tokenizers import trainers as rust_trainers
+from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils import PaddingStrategy
+from transformers.utils.chat_template_utils import _get_template_variables
+
+from .chat_template import (
+    CHAT_TEMPLATE,
+    ROLES,
+    Prompt,
+    check_conversation,
+    check_tools,
+    is_literal,
+    refuse_unknown,
+    render_prompts,
+    split_batch,
+)
+from .errors import message
+
+
+# The pre-tokenisation pattern of Qwen2 (its published tokenizer.json): contractions, words with one leading
+# non-letter, single digits, runs of punctuation, line breaks, blanks.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+END_OF_TEXT = "<|endoftext|>"  # ends a text, and pads
+NAMED_TOKENS = {
+    "im_start_token": "<|im_start|>",
+    "im_end_token": "<|im_end|>",
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+    "image_token": "<image>",
+    "video_token": "<video>",
+}
+SPECIAL_TOKENS = (END_OF_TEXT, *NAMED_TOKENS.values())
+BYTES = 256
+
+
+class ArlowTokenizer(TokenizersBackend):
+    """Byte-level BPE with NFC normalisation and the pre-tokenisation of Qwen2.
+
+    Loads from a directory with `tokenizer.json`, or with `vocab.json` and `merges.txt`; those files can also be named
+    directly, and a vocabulary and merges can be passed as objects. Pads on the left, as generation needs. Decoding
+    gives back any NFC text exactly.
+
+    Args:
+        vocab_file, merges_file: paths of `vocab.json` and `merges.txt`.
+        tokenizer_file: path of `tokenizer.json`; it wins over the other two.
+        vocab: `{token: id}` with all 256 byte symbols, or the path of such a JSON file.
+        merges: pairs of tokens in order of rank, or the path of a `merges.txt`.
+        tokenizer_object: a `tokenizers.Tokenizer`.
+        **kwargs: as in Transformers: `eos_token`, `pad_token`, `image_token`, `chat_template`, `padding_side`, ...
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is no tokenizer, merges do not fit the vocabulary, byte symbols are missing.
+    """
+
+    vocab_files_names = {
+        "vocab_file": "vocab.json",
+        "merges_file": "merges.txt",
+        "tokenizer_file": "tokenizer.json",
+    }
+    model_input_names = ["input_ids", "attention_mask"]
+    padding_side = "left"
+    model = rust_models.BPE
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike | None = None,
+        merges_file: str | os.PathLike | None = None,
+        tokenizer_file: str | os.PathLike | None = None,
+        *,
+        vocab: Mapping[str, int] | str | os.PathLike | None = None,
+        merges: Sequence[Any] | str | os.PathLike | None = None,
+        tokenizer_object: Tokenizer | None = None,
+        **kwargs: Any,
+    ):
+        if tokenizer_object is not None:
+            backend = Tokenizer.from_str(tokenizer_object.to_str())
+        elif tokenizer_file is not None:
+            backend = _read_tokenizer(tokenizer_file)
+        else:
+            backend = _build_tokenizer(_read_vocab(vocab, vocab_file), _read_merges(merges, merges_file))
+        backend.no_truncation()  # a tokenizer.json may carry the settings of somebody's last call
+        backend.no_padding()
+        self._tokenizer = backend
+        for key in ("is_local", "local_files_only"):  # how it was loaded is no property of a tokenizer
+            kwargs.pop(key, None)
+        kwargs.setdefault("eos_token", END_OF_TEXT)
+        kwargs.setdefault("pad_token", END_OF_TEXT)
+        if kwargs.get("chat_template") is None:
+            kwargs["chat_template"] = CHAT_TEMPLATE
+        super().__init__(**_with_named_tokens(kwargs))
+        backend.encode_special_tokens = False  # `split_special_tokens` is handled per call
+        special = [AddedToken(str(token), special=True, normalized=False) for token in self.all_special_tokens]
+        known = self.added_tokens_encoder
+        self.add_tokens([token for token in special if token.content not in known], special_tokens=True)
+
+    @classmethod
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        return kwargs  # `__init__` reads every kind of file itself
+
+    @classmethod
+    def _patch_mistral_regex(cls, tokenizer: Tokenizer, *args: Any, **kwargs: Any) -> Tokenizer:
+        return tokenizer  # the stock check asks the Hub whether a large vocabulary is Mistral's
+
+    @classmethod
+    def train(
+        cls,
+        source: str | os.PathLike | Sequence[str | os.PathLike] | Iterable[str],
+        vocab_size: int,
+        *,
+        min_frequency: int = 2,
+        show_progress: bool = False,
+        **kwargs: Any,
+    ) -> ArlowTokenizer:
+        """Train a tokenizer.
+
+        Args:
+            source: a path or a list of paths of UTF-8 text files, or any other iterable of texts (pass `iter(texts)`
+                for a list of texts).
+            vocab_size: tokens wanted, special tokens included; a small corpus may give fewer.
+            min_frequency: how often a pair must occur to be merged.
+            **kwargs: passed to the constructor.
+
+        Raises:
+            OSError: a file cannot be read.
+            TypeError: a text is not a string.
+            ValueError: the corpus is empty, a file is not UTF-8, `vocab_size` is below bytes + special tokens.
+        """
+        special = [END_OF_TEXT, *(str(kwargs.get(name, token)) for name, token in NAMED_TOKENS.items())]
+        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
+            raise TypeError(message("vocab_size", vocab_size, "is not an integer"))
+        if vocab_size < BYTES + len(special):
+            raise ValueError(
+                message("vocab_size", vocab_size, f"is below {BYTES} bytes + {len(special)} special tokens")
+            )
+        if isinstance(min_frequency, bool) or not isinstance(min_frequency, int) or min_frequency < 1:
+            raise ValueError(message("min_frequency", min_frequency, "is not a positive integer"))
+        backend = _build_tokenizer({}, [])
+        trainer = rust_trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=min_frequency,
+            special_tokens=special,
+            initial_alphabet=rust_pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=show_progress,
+        )
+        backend.train_from_iterator(_texts(source), trainer)
+        return cls(tokenizer_object=backend, **kwargs)
+
+    def save_vocabulary(
+        self, save_directory: str | os.PathLike, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Write `vocab.json` and `merges.txt` (added tokens are not part of them) and return their paths."""
+        return tuple(self._tokenizer.model.save(os.fspath(save_directory), filename_prefix))
+
+    # --- Chat ------------------------------------------------------------------------------------------------------
+
+    def render_chat(
+        self,
+        conversations: Sequence[Any],
+        *,
+        template: str,
+        batched: bool = True,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        mark_generated: bool = False,
+    ) -> tuple[list[Prompt], list[list[dict[str, Any]]]]:
+        """Check and render conversations: one `Prompt` and the checked messages of each.
+
+        Raises `ValueError` or `TypeError` naming the message, the part and the value.
+        """
+        if continue_final_message and (add_generation_prompt or mark_generated):
+            other = "add_generation_prompt" if add_generation_prompt else "return_assistant_tokens_mask"
+            raise ValueError(f"continue_final_message={continue_final_message!r}: cannot go with {other}=True")
+        known = _get_template_variables(template)
+        if documents is not None and "documents" not in known:
+            raise ValueError(f"documents={len(documents)} items: this chat template does not show documents")
+        roles = ROLES if template == CHAT_TEMPLATE else None
+        checked = [
+            check_conversation(chat, name=f"conversation[{row}]" if batched else "conversation", roles=roles)
+            for row, chat in enumerate(conversations)
+        ]
+        prompts = render_prompts(
+            checked,
+            template=template,
+            control_tokens=self._get_control_tokens(template),
+            tools=check_tools(tools),
+            documents=documents,
+            variables=variables,
+            own_variables=self.special_tokens_map,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            mark_generated=mark_generated,
+        )
+        return prompts, checked
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
+        sanitize_control_tokens: bool | None = None,
+        padding: bool | str | PaddingStrategy = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        return_dict: bool = True,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Render one conversation or a batch of them, and tokenise it.
+
+        The arguments are those of Transformers, with two differences. What people typed stays text: a control token
+        in a message, a tool or a template variable is encoded as ordinary characters, assistant masks included
+        (`sanitize_control_tokens=False` switches this off; with `tokenize=False` a string comes back, which cannot
+        carry the distinction). And a keyword that neither this method nor the template knows is a `TypeError`.
+
+        Returns a `BatchEncoding` (with `assistant_masks` where asked for), the ids alone with `return_dict=False`, or
+        text with `tokenize=False`.
+        """
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise ValueError("return_assistant_tokens_mask=True: needs tokenize=True and return_dict=True")
+        if sanitize_control_tokens and not tokenize:
+            raise ValueError("sanitize_control_tokens=True: needs tokenize=True, text cannot show what was typed")
+        template = self.get_chat_template(chat_template, tools)
+        refuse_unknown("apply_chat_template", kwargs, _get_template_variables(template))
+        conversations, batched = split_batch(conversation)
+        prompts, _ = self.render_chat(
+            conversations,
+            template=template,
+            batched=batched,
+            tools=tools,
+            documents=documents,
+            variables=kwargs,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            mark_generated=return_assistant_tokens_mask,
+        )
+        texts = [prompt.text for prompt in prompts]
+        if not tokenize:
+            return texts if batched else texts[0]
+        options = {"add_special_tokens": False, **(tokenizer_kwargs or {})}
+        if return_assistant_tokens_mask:
+            options["return_offsets_mapping"] = True
+        single = not batched and return_tensors is None
+        encoded = self(
+            texts[0] if single else texts,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+            literal_spans=None if sanitize_control_tokens is False else [prompt.literals for prompt in prompts],
+            **options,
+        )
+        if return_assistant_tokens_mask:
+            offsets = encoded["offset_mapping"] if not single else [encoded["offset_mapping"]]
+            masks = [mask_spans(row, prompt.generated) for row, prompt in zip(offsets, prompts, strict=True)]
+            if not (tokenizer_kwargs or {}).get("return_offsets_mapping"):
+                del encoded["offset_mapping"]
+            encoded["assistant_masks"] = masks[0] if single else masks
+            encoded.convert_to_tensors(tensor_type=return_tensors)
+        return encoded if return_dict else encoded["input_ids"]
+
+    # --- Encoding --------------------------------------------------------------------------------------------------
+
+    def _encode_plus(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        add_special_tokens: bool = True,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        split_special_tokens: bool | None = None,
+        literal_spans: Sequence[Sequence[tuple[int, int]]] | None = None,
+        **unknown: Any,
+    ) -> BatchEncoding:
+        """What `__call__`, `encode` and `tokenize` come down to. `literal_spans`: per text, the character ranges in
+        which no control token is recognised (`Prompt.literals`)."""
+        refuse_unknown(type(self).__name__, unknown, _ENCODE_OPTIONS)
+        rows, batched = _rows(text, text_pair, is_split_into_words)
+        if self.split_special_tokens if split_special_tokens is None else split_special_tokens:
+            literal_spans = [[(0, len(first))] for first, _ in rows]
+        cut = None
+        if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
+            cut = Cut(max_length, stride, TruncationStrategy(truncation_strategy), self.truncation_side)
+        encodings = self._encode_rows(rows, add_special_tokens, is_split_into_words, literal_spans, cut)
+        if padding_strategy != PaddingStrategy.DO_NOT_PAD:
+            fixed = max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else None
+            self._pad_encodings(encodings, fixed, pad_to_multiple_of, padding_side or self.padding_side)
+        columns: dict[str, list] = {}
+        kept: list[Encoding] = []
+        origin: list[int] = []  # the row each encoding comes from: a truncated one may give several
+        for row, encoding in enumerate(encodings):
+            fields, pieces = self._convert_encoding(
+                encoding=encoding,
+                return_token_type_ids=return_token_type_ids,
+                return_attention_mask=return_attention_mask,
+                return_overflowing_tokens=return_overflowing_tokens,
+                return_special_tokens_mask=return_special_tokens_mask,
+                return_offsets_mapping=return_offsets_mapping,
+                return_length=return_length,
+            )
+            for key, values in fields.items():
+                columns.setdefault(key, []).extend(values)
+            kept += pieces
+            origin += [row] * len(pieces)
+        if return_overflowing_tokens:
+            columns["overflow_to_sample_mapping"] = origin
+        for ids in columns.get("input_ids", []):
+            self._eventual_warn_about_too_long_sequence(ids, max_length, verbose)
+        if not batched and return_tensors is None and not return_overflowing_tokens:
+            return BatchEncoding({key: values[0] for key, values in columns.items()}, kept)
+        return BatchEncoding(columns, kept, tensor_type=return_tensors)
+
+    def _encode_rows(
+        self,
+        rows: list[tuple[Any, Any]],
+        add_special_tokens: bool,
+        pretokenized: bool,
+        literal_spans: Sequence[Sequence[tuple[int, int]]] | None,
+        cut: Cut | None,
+    ) -> list[Encoding]:
+        """One finished encoding per row, unpadded."""
+        if literal_spans is None and cut is None:
+            whole = [first if second is None else (first, second) for first, second in rows]
+            return self._encode_batch(whole, add_special_tokens, pretokenized)
+        firsts = self._encode_batch([first for first, _ in rows], False, pretokenized)
+        for row, spans in enumerate(literal_spans or []):
+            if spans and not pretokenized:
+                firsts[row] = self._encode_literal(rows[row][0], spans, firsts[row])
+        pairs = [(row, second) for row, (_, second) in enumerate(rows) if second is not None]
+        encoded = self._encode_batch([second for _, second in pairs], False, pretokenized)
+        seconds = {row: _detached(encoding) for (row, _), encoding in zip(pairs, encoded, strict=True)}
+        added = {pair: self._tokenizer.num_special_tokens_to_add(pair) * add_special_tokens for pair in (False, True)}
+        finished = []
+        for row, first in enumerate(firsts):
+            second = seconds.get(row)
+            if cut is not None:
+                cut.apply(first, second, reserved=added[second is not None])
+            finished.append(self._tokenizer.post_process(first, second, add_special_tokens))
+        return finished
+
+    def _encode_batch(self, texts: list[Any], add_special_tokens: bool, pretokenized: bool) -> list[Encoding]:
+        try:
+            return self._tokenizer.encode_batch(
+                texts, add_special_tokens=add_special_tokens, is_pretokenized=pretokenized
+            )
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _text_error(texts) from error
+
+    def _encode_literal(self, text: str, spans: Sequence[tuple[int, int]], encoding: Encoding) -> Encoding:
+        """`text` with the control tokens inside `spans` read as ordinary characters. `encoding` is the text read
+        without that rule; it stands where no control token touches a span."""
+        tokens = self.added_tokens_encoder
+        found = list(_any_of(tuple(tokens)).finditer(text))
+        real = [match for match in found if not is_literal(*match.span(), spans)]
+        if len(real) == len(found):
+            return encoding
+        pieces: list[tuple[Encoding, int]] = []
+        last = 0
+        for match in real:
+            pieces.append((self._encode_plain(text[last : match.start()]), last))
+            pieces.append((self._tokenizer.encode(match.group(), add_special_tokens=False), match.start()))
+            last = match.end()
+        pieces.append((self._encode_plain(text[last:]), last))
+        return _joined(pieces)
+
+    def _encode_plain(self, text: str) -> Encoding:
+        """`text` through normaliser, pre-tokeniser and model, past the added tokens."""
+        steps = PreTokenizedString(text)
+        if self._tokenizer.normalizer is not None:
+            steps.normalize(self._tokenizer.normalizer.normalize)
+        if self._tokenizer.pre_tokenizer is not None:
+            self._tokenizer.pre_tokenizer.pre_tokenize(steps)
+        steps.tokenize(self._tokenizer.model.tokenize)
+        return steps.to_encoding()
+
+    def _pad_encodings(self, encodings: list[Encoding], length: int | None, multiple: int | None, side: str) -> None:
+        if side not in ("left", "right"):
+            raise ValueError(message("padding_side", side, "is neither 'left' nor 'right'"))
+        target = max(map(len, encodings), default=0) if length is None else length
+        if multiple:
+            target += -target % multiple
+        for encoding in encodings:
+            encoding.pad(
+                target,
+                direction=side,
+                pad_id=self.pad_token_id,
+                pad_type_id=self.pad_token_type_id,
+                pad_token=self.pad_token,
+            )
+
+
+class Cut:
+    """How a call truncates: to `max_length` tokens, special tokens included."""
+
+    def __init__(self, max_length: int, stride: int, strategy: TruncationStrategy, side: str):
+        self.max_length, self.stride, self.strategy, self.side = max_length, stride, strategy, side
+
+    def apply(self, first: Encoding, second: Encoding | None, *, reserved: int) -> None:
+        """Shorten the encodings of a row in place, leaving room for `reserved` special tokens."""
+        room = self.max_length - reserved
+        if room < 0:
+            raise ValueError(message("max_length", self.max_length, f"has no room for {reserved} special tokens"))
+        lengths = (len(first), 0 if second is None else len(second))
+        if sum(lengths) <= room:
+            return
+        for encoding, length in zip((first, second), self._shares(*lengths, room, second is not None), strict=True):
+            if encoding is not None and length < len(encoding):
+                if 0 < length <= self.stride:
+                    raise ValueError(message("stride", self.stride, f"is not below the {length} tokens that are kept"))
+                encoding.truncate(length, stride=self.stride if length else 0, direction=self.side)
+
+    def _shares(self, first: int, second: int, room: int, paired: bool) -> tuple[int, int]:
+        """Tokens that both texts keep; the longer text of a pair gives first, as in the Rust library."""
+        if self.strategy is TruncationStrategy.LONGEST_FIRST:
+            if not paired:
+                return room, 0
+            short, long = sorted((first, second))
+            if short > room // 2:
+                short, long = room // 2, room - room // 2
+            else:
+                long = room - short
+            return (long, short) if first > second else (short, long)
+        if self.strategy is TruncationStrategy.ONLY_FIRST:
+            first = room - second
+        else:
+            second = room - first
+        if first <= 0 or (paired and second <= 0) or not (paired or self.strategy is TruncationStrategy.ONLY_FIRST):
+            raise ValueError(message("truncation", self.strategy.value, f"cannot reach max_length={self.max_length}"))
+        return first, second
+
+
+def mask_spans(offsets: Any, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """1 for every token whose characters touch one of the sorted `spans`, else 0; padding has no characters."""
+    mask, at = [], 0
+    for start, end in offsets:
+        start, end = int(start), int(end)
+        while at < len(spans) and spans[at][1] <= start < end:
+            at += 1
+        mask.append(int(start < end and at < len(spans) and spans[at][0] < end and start < spans[at][1]))
+    return mask
+
+
+# --- Rows and encodings ----------------------------------------------------------------------------------------
+
+_ENCODE_OPTIONS = (
+    *("add_special_tokens", "padding", "truncation", "max_length", "stride", "is_split_into_words"),
+    *("pad_to_multiple_of", "padding_side", "return_tensors", "return_token_type_ids", "return_attention_mask"),
+    *("return_overflowing_tokens", "return_special_tokens_mask", "return_offsets_mapping", "return_length", "verbose"),
+    *("split_special_tokens", "text_pair", "text_target", "text_pair_target"),
+)
+
+
+def _rows(text: Any, text_pair: Any, pretokenized: bool) -> tuple[list[tuple[Any, Any]], bool]:
+    """The texts of a call as (first, second or None), and whether it was a batch."""
+    batched = isinstance(text, (list, tuple))
+    if pretokenized:
+        batched = batched and len(text) > 0 and isinstance(text[0], (list, tuple))
+    if not batched:
+        return [(text, text_pair or None)], False
+    if text_pair is not None:
+        if not isinstance(text_pair, (list, tuple)) or len(text_pair) != len(text):
+            raise ValueError(message("text_pair", text_pair, f"is not a list of {len(text)} texts, one per text"))
+        return list(zip(text, text_pair, strict=True)), True
+    paired = (tuple, list) if not pretokenized else tuple
+    return [tuple(row) if isinstance(row, paired) and len(row) == 2 else (row, None) for row in text], True
+
+
+def _text_error(texts: list[Any]) -> Exception:
+    """The error for a batch the Rust library refused, naming the row."""
+    for row, text in enumerate(texts):
+        for part in text if isinstance(text, (list, tuple)) else [text]:
+            if not isinstance(part, (str, list, tuple)):
+                return TypeError(message(f"text[{row}]", part, "is not a string"))
+            try:
+                "".join(part).encode()
+            except UnicodeEncodeError as error:
+                at = f"character {error.start} is a lone surrogate (U+{ord(error.object[error.start]):04X})"
+                return ValueError(f"text[{row}]: {at}, which is no text")
+            except TypeError:
+                return TypeError(message(f"text[{row}]", part, "is not a list of words"))
+    return TypeError("text: is neither a string nor a list of strings")
+
+
+@functools.lru_cache(maxsize=64)
+def _any_of(tokens: tuple[str, ...]) -> re.Pattern:
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+def _state(encoding: Encoding) -> dict[str, Any]:
+    return json.loads(encoding.__getstate__())
+
+
+def _from_state(state: dict[str, Any]) -> Encoding:
+    encoding = Encoding()
+    encoding.__setstate__(json.dumps(state).encode())
+    return encoding
+
+
+def _detached(encoding: Encoding) -> Encoding:
+    """A copy that belongs to no sequence yet: joined as a second text, a fresh encoding would still claim to be the
+    first (seen in tokenizers 0.23)."""
+    return _from_state({**_state(encoding), "sequence_ranges": {}})
+
+
+def _joined(pieces: list[tuple[Encoding, int]]) -> Encoding:
+    """One encoding of pieces that start at the given characters of a text. (`Encoding.merge` guesses those starts.)"""
+    whole = _state(Encoding())
+    words = 0
+    for encoding, start in pieces:
+        state = _state(encoding)
+        state["offsets"] = [(first + start, last + start) for first, last in state["offsets"]]
+        state["words"] = [None if word is None else word + words for word in state["words"]]
+        words += 1 + max((word for word in state["words"] if word is not None), default=words - 1) - words
+        for key in ("ids", "type_ids", "tokens", "words", "offsets", "special_tokens_mask", "attention_mask"):
+            whole[key] += state[key]
+    return _from_state(whole)
+
+
+# --- Building and training -------------------------------------------------------------------------------------
+
+
+def _with_named_tokens(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Constructor keywords with all named special tokens in the one place Transformers reads and saves them."""
+    named: dict[str, Any] = dict(NAMED_TOKENS)
+    if isinstance(kwargs.get("extra_special_tokens"), Mapping):
+        named.update(kwargs.pop("extra_special_tokens"))
+    named.update(kwargs.pop("model_specific_special_tokens", None) or {})
+    named.update({key: kwargs.pop(key) for key in NAMED_TOKENS if kwargs.get(key) is not None})
+    return {**kwargs, "model_specific_special_tokens": named}
+
+
+def _build_tokenizer(vocab: Mapping[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """The pipeline around a vocabulary; an empty one is to be trained."""
+    try:
+        backend = Tokenizer(rust_models.BPE(vocab=dict(vocab), merges=merges))
+    except Exception as error:  # the Rust library raises plain `Exception`
+        raise ValueError(f"merges: do not fit the vocabulary: {error}"[:300]) from error
+    missing = [symbol for symbol in rust_pre_tokenizers.ByteLevel.alphabet() if symbol not in vocab]
+    if vocab and missing:
+        raise ValueError(message("vocab", sorted(missing), f"lacks {len(missing)} of the {BYTES} byte symbols"))
+    backend.normalizer = rust_normalizers.NFC()
+    backend.pre_tokenizer = rust_pre_tokenizers.Sequence(
+        [
+            rust_pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            rust_pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = rust_decoders.ByteLevel()
+    return backend
+
+
+def _read_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the Rust library raises plain `Exception`
+        raise ValueError(f"{path}: is no tokenizer.json: {error}"[:300]) from error
+
+
+def _read_vocab(vocab: Any, vocab_file: str | os.PathLike | None) -> Mapping[str, int]:
+    if isinstance(vocab, Mapping):
+        return vocab
+    path = vocab if vocab is not None else vocab_file
+    if path is None:
+        raise ValueError("vocab=None: give tokenizer_file, vocab_file and merges_file, or vocab and merges")
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: is no JSON: {error}"[:300]) from error
+
+
+def _read_merges(merges: Any, merges_file: str | os.PathLike | None) -> list[tuple[str, str]]:
+    if merges is None and merges_file is None:
+        raise ValueError("merges=None: a vocabulary needs its merges (merges_file or merges)")
+    if merges is not None and not isinstance(merges, (str, os.PathLike)):
+        lines: Iterable[Any] = merges
+    else:
+        path = merges if merges is not None else merges_file
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = [line for line in lines if line and not line.startswith("#version")]
+    pairs = [tuple(line.split(" ")) if isinstance(line, str) else tuple(line) for line in lines]
+    for row, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise ValueError(message(f"merges[{row}]", pair, "is not a pair of tokens"))
+    return pairs
+
+
+def _texts(source: Any) -> Iterator[str]:
+    """The corpus of `train`, checked on the way; raises if nothing was in it."""
+    if isinstance(source, (str, os.PathLike)):
+        source = [source]
+    parts = _lines(source) if isinstance(source, (list, tuple)) else source
+    empty = True
+    for row, text in enumerate(parts):
+        if not isinstance(text, str):
+            raise TypeError(message(f"text {row} of the corpus", text, "is not a string"))
+        empty = empty and not text
+        yield text
+    if empty:
+        raise ValueError("source: the corpus holds no text")
+
+
+def _lines(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                yield from file
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: is not UTF-8 at byte {error.start}"[:300]) from error
+
+
+ArlowTokenizerFast = ArlowTokenizer
