@@ -22,7 +22,7 @@ help:
 	@echo "make wheel        the wheel, into dist/"
 
 # The stamp is newer than what was installed from; an existing environment is brought up to date, never deleted.
-$(VENV)/.stamp-dev: pyproject.toml constraints.txt arlow.pth src/arlow/_autoload.py
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt arlow.pth
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

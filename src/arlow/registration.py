@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from ._autoload import AfterImport
+from _arlow_autoload import AfterImport
 
 
 PACKAGE = "arlow"
