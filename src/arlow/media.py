@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
@@ -175,7 +175,7 @@ def flatten_images(images: object, *, name: str = "images") -> list[tuple[str, o
     return found
 
 
-def _flatten(images: object, *, name: str, depth: int) -> Iterator[tuple[str, object]]:
+def _flatten(images: Any, *, name: str, depth: int) -> Iterator[tuple[str, object]]:
     if isinstance(images, (list, tuple)):
         if depth == 2:
             raise TypeError(f"{name}={shorten(images)}: lists of pictures may be nested two deep at most")
@@ -183,7 +183,7 @@ def _flatten(images: object, *, name: str, depth: int) -> Iterator[tuple[str, ob
             yield from _flatten(item, name=f"{name}[{index}]", depth=depth + 1)
     elif images is None:
         raise TypeError(f"{name}=None: expected a picture")
-    elif _is_array(images) and images.ndim == 4:
+    elif is_array(images) and images.ndim == 4:
         for index in range(images.shape[0]):
             yield f"{name}[{index}]", images[index]
     else:
@@ -232,11 +232,12 @@ def _is_tensor(source: object) -> bool:
     return torch is not None and isinstance(source, torch.Tensor)
 
 
-def _is_array(source: object) -> bool:
+def is_array(source: Any) -> bool:
+    """Whether `source` is a NumPy array or a torch tensor."""
     return isinstance(source, np.ndarray) or _is_tensor(source)
 
 
-def _as_array(source, *, name: str) -> np.ndarray | None:
+def _as_array(source: Any, *, name: str) -> np.ndarray | None:
     """An array or tensor as a NumPy array, anything else as None."""
     if isinstance(source, np.ndarray):
         return source
@@ -398,8 +399,8 @@ def _ends_early(image: Image.Image, data: bytes) -> bool:
     """
     width, height = image.size
     corner = image.crop((max(0, width - 4), max(0, height - 4), width, height))
-    extrema = corner.getextrema() if len(corner.getbands()) > 1 else (corner.getextrema(),)
-    if not all(low >= 127 and high <= 128 for low, high in extrema):
+    samples = np.asarray(corner)
+    if samples.min() < 127 or samples.max() > 128:
         return False
     end = data.rfind(b"\xff\xd9")
     try:

@@ -16,7 +16,9 @@ import numpy as np
 MAX_ASPECT_RATIO = 200
 
 
-def target_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def target_size(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, name: str = "image"
+) -> tuple[int, int]:
     """The size (pixels) a picture is resized to: multiples of `factor`, the aspect ratio kept as far as that allows.
 
     Each side is rounded to the nearest multiple. If the area then leaves `min_pixels..max_pixels`, both sides are
@@ -27,9 +29,9 @@ def target_size(height: int, width: int, *, factor: int, min_pixels: int, max_pi
     Raises `ValueError` for an empty picture or an aspect ratio over 200.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"image of {height}x{width} pixels: is empty")
+        raise ValueError(f"{name} of {height}x{width} pixels: is empty")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(f"image of {height}x{width} pixels: the aspect ratio is over {MAX_ASPECT_RATIO}")
+        raise ValueError(f"{name} of {height}x{width} pixels: the aspect ratio is over {MAX_ASPECT_RATIO}")
     rows, columns = round(height / factor), round(width / factor)  # half to even
     if rows * columns * factor**2 < min_pixels:  # also when a side became zero
         grow = math.sqrt(min_pixels / (height * width))
