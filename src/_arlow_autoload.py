@@ -2,8 +2,8 @@
 
 `arlow.pth`, installed beside this module, calls `install()` whenever Python starts. Nothing is imported then: one
 finder is put in front of `sys.meta_path` that waits for `transformers`, registers Arlow's names right after it, and
-leaves. So this file stands outside the package, imports `sys` only, and never raises. `ARLOW_NO_AUTOLOAD=1` switches it
-off, `ARLOW_DEBUG=1` shows what went wrong.
+leaves. So this file stands outside the package, imports `sys` only, and never raises. `ARLOW_NO_AUTOLOAD=1` switches
+it off, `ARLOW_DEBUG=1` shows what went wrong.
 """
 
 from __future__ import annotations
