@@ -1,14 +1,24 @@
-"""Differences between versions of the libraries below Arlow, a line each; every entry names what removes it."""
+"""What differs between the versions of the libraries that Arlow accepts, one function each. Each names the lowest
+version that no longer needs it, so that it is deleted when that version becomes the floor in `pyproject.toml`."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
 from collections.abc import Callable
 
 
+@functools.cache
 def torch_varlen_kernel() -> Callable | None:
-    """PyTorch's own variable-length flash kernel, or `None` (removed when our floor is torch 2.10)."""
+    """PyTorch's own variable-length flash attention, or None where this torch has none that Arlow can use.
+
+    Removed by torch 2.12: `varlen_attn` is missing up to 2.9, and has neither windows nor grouped heads in 2.10.
+    Signature of 2.12: (query (T, H, D), key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa).
+    """
     try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
+        kernel = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    except (ImportError, AttributeError):
         return None
-    return varlen_attn
+    accepted = inspect.signature(kernel).parameters
+    return kernel if {"scale", "window_size", "enable_gqa"} <= set(accepted) else None
