@@ -14,7 +14,7 @@ def torch_varlen_kernel() -> Callable | None:
     """PyTorch's own variable-length flash attention, or None where this torch has none that Arlow can use.
 
     Removed by torch 2.12: `varlen_attn` is missing up to 2.9, and has neither windows nor grouped heads in 2.10.
-    Signature of 2.12: (query (T, H, D), key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa).
+    In 2.12: (query (T, H, D), key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa, ...).
     """
     try:
         kernel = importlib.import_module("torch.nn.attention.varlen").varlen_attn
