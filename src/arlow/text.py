@@ -46,6 +46,7 @@ class ArlowPreTrainedModel(PreTrainedModel):
     """What all Arlow models share: initialisation, what Transformers may do with them, and their saved code."""
 
     config: ArlowConfig
+    config_class = ArlowConfig
     base_model_prefix = "model"
     input_modalities = ("text", "image", "video")
     supports_gradient_checkpointing = True
@@ -116,6 +117,7 @@ class ArlowTextModel(ArlowPreTrainedModel):
     """The decoder without a head."""
 
     config: ArlowTextConfig
+    config_class = ArlowTextConfig
     input_modalities = ("text",)
 
     def __init__(self, config: ArlowTextConfig) -> None:

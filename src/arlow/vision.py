@@ -41,6 +41,7 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
     """Encodes images and videos of any sizes together in one packed pass; each gets what it gets alone."""
 
     config: ArlowVisionConfig
+    config_class = ArlowVisionConfig
     main_input_name = "pixel_values"
     input_modalities = ("image", "video")
     _can_record_outputs = {}

@@ -1,0 +1,336 @@
+"""The bridge: every input of the vision-language model in, hidden states of the decoder out.
+
+Sizes: B batch, S sequence, E text width, M merged visual tokens. Features replace the embeddings of their
+placeholders; DeepStack features are added after the first decoder layers; positions get three axes. Nothing of a
+request stays on the module: what the next turn of a conversation needs travels on its cache object.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
+
+from .configuration_arlow import ArlowConfig
+from .errors import message
+from .positions import IMAGE, VIDEO, check_placeholders, get_rope_index
+from .text import ArlowPreTrainedModel, ArlowTextModel, check_inputs, count_positions
+from .vision import ArlowVisionOutput, ArlowVLVisionModel
+
+
+class ArlowModel(ArlowPreTrainedModel):
+    """The vision-language model without a head: `visual` encodes, `language_model` decodes, this class joins them."""
+
+    config: ArlowConfig
+    config_class = ArlowConfig
+
+    def __init__(self, config: ArlowConfig) -> None:
+        super().__init__(config)
+        self.visual = ArlowVLVisionModel(config.vision_config)
+        self.language_model = ArlowTextModel(config.text_config)
+        if config.use_gated_cross_attention:
+            self.language_model.enable_visual_gates()
+        self.post_init()
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_rope_index(
+        self,
+        input_ids: torch.Tensor,
+        mm_token_type_ids: torch.Tensor,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions (3, B, S) and deltas (B, 1); see [`arlow.positions.get_rope_index`]. Other keywords are accepted
+        because serving engines pass everything they have."""
+        return get_rope_index(
+            input_ids,
+            mm_token_type_ids,
+            image_grid_thw,
+            video_grid_thw,
+            attention_mask,
+            spatial_merge_size=self.config.vision_config.spatial_merge_size,
+            start=kwargs.get("start"),
+        )
+
+    @accepts_precomputed_kwargs(modality="image")
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.LongTensor | None = None, **kwargs
+    ) -> ArlowVisionOutput:
+        """Encode images.
+
+        Args:
+            pixel_values: (patches, C*P*P), or (patches, C*T*P*P) with a duplicated frame.
+            image_grid_thw: (images, 3).
+
+        Returns:
+            `pooler_output`: one (M_i, E) tensor per image; `deepstack_features`: per tap the same, or `None`.
+        """
+        output = self.visual(pixel_values, image_grid_thw, return_dict=True, **kwargs)
+        return self._per_item(output, image_grid_thw)
+
+    @accepts_precomputed_kwargs(modality="video")
+    @can_return_tuple
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor | None = None, **kwargs
+    ) -> ArlowVisionOutput:
+        """Encode videos: rows (patches, C*T*P*P) and grids (videos, 3), as `get_image_features` for images."""
+        output = self.visual(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)
+        return self._per_item(output, video_grid_thw)
+
+    def _per_item(self, output: ArlowVisionOutput, *grids: torch.Tensor) -> ArlowVisionOutput:
+        sizes = [size for grid in grids for size in item_sizes(grid, self.visual.spatial_merge_size)]
+        output.pooler_output = torch.split(output.pooler_output, sizes)
+        if output.deepstack_features is not None:
+            output.deepstack_features = [torch.split(tap, sizes) for tap in output.deepstack_features]
+        return output
+
+    def _encode(
+        self,
+        pixel_values: torch.Tensor | None,
+        image_grid_thw: torch.Tensor | None,
+        pixel_values_videos: torch.Tensor | None,
+        video_grid_thw: torch.Tensor | None,
+    ) -> dict[str, ArlowVisionOutput]:
+        """Features by modality; images and videos of one batch go through the encoder together."""
+        if pixel_values is None or pixel_values_videos is None:
+            features = {}
+            if pixel_values is not None:
+                features["image"] = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+            if pixel_values_videos is not None:
+                features["video"] = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
+            return features
+        both = self.visual(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw, return_dict=True)
+        both = self._per_item(both, image_grid_thw, video_grid_thw)
+        images = len(image_grid_thw)
+        taps = both.deepstack_features
+        return {
+            name: ArlowVisionOutput(
+                pooler_output=both.pooler_output[part],
+                deepstack_features=None if taps is None else [tap[part] for tap in taps],
+            )
+            for name, part in (("image", slice(images)), ("video", slice(images, None)))
+        }
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        video_grid_thw: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.IntTensor | None = None,
+        mm_encoder_outputs: dict[str, ArlowVisionOutput] | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: (B, S) token ids with placeholders; or give `inputs_embeds` (B, S, E).
+            attention_mask, position_ids, past_key_values: as in [`ArlowTextModel`]. Positions that are not given are
+                computed, three axes where there are media.
+            pixel_values, image_grid_thw: all images of the batch; see [`ArlowVLVisionModel`].
+            pixel_values_videos, video_grid_thw: all videos of the batch.
+            mm_token_type_ids: (B, S): 0 text, 1 image, 2 video; default: read off the placeholders.
+            mm_encoder_outputs: features already encoded, by "image" and "video"; instead of pixels.
+
+        Raises:
+            ValueError: placeholders and media disagree (with row and counts); pixels and features both given; both or
+                neither of `input_ids` and `inputs_embeds`.
+        """
+        check_inputs(input_ids, inputs_embeds, self.config.text_config.vocab_size)
+        if mm_encoder_outputs and (pixel_values is not None or pixel_values_videos is not None):
+            problem = "features and pixels were both given"
+            raise ValueError(message("mm_encoder_outputs", list(mm_encoder_outputs), problem, "give one of the two"))
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        types = self._placeholders(input_ids, inputs_embeds)
+        grids = {IMAGE: image_grid_thw, VIDEO: video_grid_thw}
+
+        features = mm_encoder_outputs or {}
+        if pixel_values is not None or pixel_values_videos is not None:
+            self._check_rows(types, pixel_values, grids[IMAGE], IMAGE)
+            self._check_rows(types, pixel_values_videos, grids[VIDEO], VIDEO)
+            features = self._encode(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        self._check_features(types, features, past_key_values)
+        if position_ids is None:
+            given = types if mm_token_type_ids is None else mm_token_type_ids[:, -types.shape[1] :]
+            position_ids = self._positions(given, inputs_embeds, attention_mask, past_key_values, grids)
+        inputs_embeds, deepstack = self._fuse(inputs_embeds, types, features)
+
+        outputs = self.language_model(
+            input_ids=None,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            deepstack=deepstack,
+            **kwargs,
+        )
+        remember_delta(outputs.past_key_values, position_ids)
+        return outputs
+
+    def _placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """0 text, 1 image, 2 video for every token (B, S). Without ids, a placeholder is known by its embedding."""
+        types = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        for kind, token in ((IMAGE, self.config.image_token_id), (VIDEO, self.config.video_token_id)):
+            if input_ids is not None:
+                here = input_ids == token
+            else:
+                token = torch.tensor(token, device=inputs_embeds.device)
+                here = (inputs_embeds == self.get_input_embeddings()(token).to(inputs_embeds)).all(-1)
+            types = types.masked_fill(here, kind)
+        return types
+
+    def _check_rows(
+        self, types: torch.Tensor, pixels: torch.Tensor | None, grid: torch.Tensor | None, kind: int
+    ) -> None:
+        """Placeholders against grids, row by row, before anything is encoded."""
+        if pixels is None or grid is None:  # missing grids are refused by the encoder, which names their shape
+            return
+        check_placeholders((types == kind).sum(-1), item_sizes(grid, self.visual.spatial_merge_size), kind)
+
+    def _check_features(
+        self, types: torch.Tensor, features: dict[str, ArlowVisionOutput], past_key_values: Cache | None
+    ) -> None:
+        """As many feature rows as placeholders. A placeholder without any features is refused in a prompt; a later
+        step may see one that the model itself wrote."""
+        if torch.compiler.is_compiling():
+            return
+        fresh = past_key_values is None or (not features and _seen(past_key_values) == 0)
+        if not features and not fresh:
+            return
+        for kind, name in ((IMAGE, "image"), (VIDEO, "video")):
+            output = features.get(name)
+            rows = 0 if output is None else sum(len(item) for item in output.pooler_output)
+            count = int((types == kind).sum())
+            if count != rows:
+                problem = f"the text has {count} {name} placeholder tokens for {rows} {name} features"
+                raise ValueError(message(f"{name} features", rows, problem, "see the processor's output"))
+
+    def _positions(
+        self,
+        types: torch.Tensor,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | dict | None,
+        past_key_values: Cache | None,
+        grids: dict[int, torch.Tensor | None],
+    ) -> torch.Tensor | None:
+        """Positions of the new tokens, (4, B, S) with the text row first, when the caller gave none; `None` leaves
+        plain text to the decoder."""
+        delta = getattr(past_key_values, "rope_delta", None)
+        media = any(grid is not None for grid in grids.values())
+        if delta is None and not media:
+            return None
+        text = count_positions(inputs_embeds, attention_mask, past_key_values).expand(types.shape)
+        return continue_positions(
+            text, types, attention_mask, delta, grids, self.config.vision_config.spatial_merge_size
+        )
+
+    def _fuse(
+        self, inputs_embeds: torch.Tensor, types: torch.Tensor, features: dict[str, ArlowVisionOutput]
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor] | None]:
+        """Embeddings (B, S, E) with the features in place, and what each decoder layer adds (B, S, E)."""
+        deepstack: dict[int, torch.Tensor] = {}
+        for kind, name in ((IMAGE, "image"), (VIDEO, "video")):
+            output = features.get(name)
+            if output is None:
+                continue
+            here = (types == kind)[..., None]  # [B, S, 1]
+            inputs_embeds = inputs_embeds.masked_scatter(here, _joined(output.pooler_output, inputs_embeds))
+            taps = output.deepstack_features or []
+            for layer, tap in zip(self.config.deepstack_decoder_layers, taps, strict=len(taps) > 0):
+                added = deepstack.get(layer, torch.zeros_like(inputs_embeds))
+                deepstack[layer] = added.masked_scatter(here, _joined(tap, inputs_embeds))
+        return inputs_embeds, deepstack or None
+
+
+def _joined(items: tuple[torch.Tensor, ...] | list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    return torch.cat(tuple(items)).to(like)  # [M, E]
+
+
+def _seen(cache: Cache) -> int:
+    return int(cache.get_seq_length())
+
+
+def item_sizes(grids: torch.Tensor | None, merge: int) -> list[int]:
+    """Merged tokens of every image or video."""
+    return [] if grids is None else [t * h * w // merge**2 for t, h, w in grids.tolist()]
+
+
+# Positions across the turns of a conversation
+
+
+def remember_delta(cache: Cache | None, position_ids: torch.Tensor | None) -> None:
+    """Keep on the cache how far the axes are ahead of the text positions, (B, 1), for a turn that gives none."""
+    if cache is None or position_ids is None or position_ids.ndim != 3 or torch.compiler.is_compiling():
+        return
+    if len(position_ids) == 4:
+        ahead = position_ids[1:].amax(dim=(0, 2)) - position_ids[0].amax(dim=-1)
+        cache.rope_delta = ahead[:, None]
+
+
+def continue_positions(
+    text: torch.Tensor,
+    types: torch.Tensor,
+    attention_mask: torch.Tensor | dict | None,
+    delta: torch.Tensor | None,
+    grids: dict[int, torch.Tensor | None],
+    merge: int,
+) -> torch.Tensor:
+    """Positions (4, B, S) of tokens that follow what a cache holds.
+
+    Args:
+        text: (B, S), text positions of the new tokens.
+        types: (B, S), 0 text, 1 image, 2 video.
+        attention_mask: (B, K) over old and new tokens, or `None`.
+        delta: (B, 1), what the cache remembers; `None`: nothing came before.
+        grids: of the media among the new tokens, by type.
+        merge: patches per side of a merged token.
+    """
+    mask = None
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        mask = attention_mask[:, -text.shape[1] :]
+    # The first real token of the row; its padding, to the left, has the same or a smaller position.
+    first = text[:, :1] if mask is None else text.masked_fill(mask == 0, text.shape[1] + int(1e9)).amin(-1, keepdim=True)
+    start = first if delta is None else first + delta.to(text.device)
+    axes, _ = get_rope_index(
+        text, types, grids[IMAGE], grids[VIDEO], mask, spatial_merge_size=merge, start=start
+    )
+    return torch.cat((text[None], axes))
+
+
+def uncached_items(
+    ids: torch.Tensor, past: int, sizes: list[int], token: int, kind: int
+) -> list[bool]:
+    """Which items belong to the tokens after the first `past`: those a cache does not hold yet.
+
+    `ids` (B, S) is the whole conversation; `sizes` are the merged tokens of the items given, either all of them or
+    only the new ones. `token` is the placeholder's id.
+    """
+    here = ids == token
+    if sum(sizes) != int(here.sum()):  # not all of them: then they must be exactly the new ones
+        check_placeholders(here[:, past:].sum(-1), sizes, kind)
+        return [True] * len(sizes)
+    held = check_placeholders(here.sum(-1), sizes, kind)
+    new, item = [], 0
+    for count, before in zip(held, here[:, :past].sum(-1).tolist(), strict=True):
+        for size in sizes[item : item + count]:
+            new.append(before <= 0)
+            before -= size
+        item += count
+    return new
+
+
