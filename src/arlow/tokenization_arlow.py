@@ -7,10 +7,8 @@ work on the encodings of one call.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from .chat_template import (
     split_batch,
 )
 from .errors import message
+from .token_rows import Cut, any_of, detached, joined, mask_spans, text_error, text_rows
 
 
 # The pre-tokenisation pattern of Qwen2 (its published tokenizer.json): contractions, words with one leading
@@ -58,6 +57,12 @@ NAMED_TOKENS = {
 }
 SPECIAL_TOKENS = (END_OF_TEXT, *NAMED_TOKENS.values())
 BYTES = 256
+ENCODE_OPTIONS = (
+    *("add_special_tokens", "padding", "truncation", "max_length", "stride", "is_split_into_words"),
+    *("pad_to_multiple_of", "padding_side", "return_tensors", "return_token_type_ids", "return_attention_mask"),
+    *("return_overflowing_tokens", "return_special_tokens_mask", "return_offsets_mapping", "return_length", "verbose"),
+    *("split_special_tokens", "text_pair", "text_target", "text_pair_target"),
+)
 
 
 class ArlowTokenizer(TokenizersBackend):
@@ -323,8 +328,8 @@ class ArlowTokenizer(TokenizersBackend):
     ) -> BatchEncoding:
         """What `__call__`, `encode` and `tokenize` come down to. `literal_spans`: per text, the character ranges in
         which no control token is recognised (`Prompt.literals`)."""
-        refuse_unknown(type(self).__name__, unknown, _ENCODE_OPTIONS)
-        rows, batched = _rows(text, text_pair, is_split_into_words)
+        refuse_unknown(type(self).__name__, unknown, ENCODE_OPTIONS)
+        rows, batched = text_rows(text, text_pair, is_split_into_words)
         if self.split_special_tokens if split_special_tokens is None else split_special_tokens:
             literal_spans = [[(0, len(first))] for first, _ in rows]
         cut = None
@@ -377,7 +382,7 @@ class ArlowTokenizer(TokenizersBackend):
                 firsts[row] = self._encode_literal(rows[row][0], spans, firsts[row])
         pairs = [(row, second) for row, (_, second) in enumerate(rows) if second is not None]
         encoded = self._encode_batch([second for _, second in pairs], False, pretokenized)
-        seconds = {row: _detached(encoding) for (row, _), encoding in zip(pairs, encoded, strict=True)}
+        seconds = {row: detached(encoding) for (row, _), encoding in zip(pairs, encoded, strict=True)}
         added = {pair: self._tokenizer.num_special_tokens_to_add(pair) * add_special_tokens for pair in (False, True)}
         finished = []
         for row, first in enumerate(firsts):
@@ -393,13 +398,13 @@ class ArlowTokenizer(TokenizersBackend):
                 texts, add_special_tokens=add_special_tokens, is_pretokenized=pretokenized
             )
         except (TypeError, UnicodeEncodeError) as error:
-            raise _text_error(texts) from error
+            raise text_error(texts) from error
 
     def _encode_literal(self, text: str, spans: Sequence[tuple[int, int]], encoding: Encoding) -> Encoding:
         """`text` with the control tokens inside `spans` read as ordinary characters. `encoding` is the text read
         without that rule; it stands where no control token touches a span."""
         tokens = self.added_tokens_encoder
-        found = list(_any_of(tuple(tokens)).finditer(text))
+        found = list(any_of(tuple(tokens)).finditer(text))
         real = [match for match in found if not is_literal(*match.span(), spans)]
         if len(real) == len(found):
             return encoding
@@ -410,7 +415,7 @@ class ArlowTokenizer(TokenizersBackend):
             pieces.append((self._tokenizer.encode(match.group(), add_special_tokens=False), match.start()))
             last = match.end()
         pieces.append((self._encode_plain(text[last:]), last))
-        return _joined(pieces)
+        return joined(pieces)
 
     def _encode_plain(self, text: str) -> Encoding:
         """`text` through normaliser, pre-tokeniser and model, past the added tokens."""
@@ -436,133 +441,6 @@ class ArlowTokenizer(TokenizersBackend):
                 pad_type_id=self.pad_token_type_id,
                 pad_token=self.pad_token,
             )
-
-
-class Cut:
-    """How a call truncates: to `max_length` tokens, special tokens included."""
-
-    def __init__(self, max_length: int, stride: int, strategy: TruncationStrategy, side: str):
-        self.max_length, self.stride, self.strategy, self.side = max_length, stride, strategy, side
-
-    def apply(self, first: Encoding, second: Encoding | None, *, reserved: int) -> None:
-        """Shorten the encodings of a row in place, leaving room for `reserved` special tokens."""
-        room = self.max_length - reserved
-        if room < 0:
-            raise ValueError(message("max_length", self.max_length, f"has no room for {reserved} special tokens"))
-        lengths = (len(first), 0 if second is None else len(second))
-        if sum(lengths) <= room:
-            return
-        for encoding, length in zip((first, second), self._shares(*lengths, room, second is not None), strict=True):
-            if encoding is not None and length < len(encoding):
-                if 0 < length <= self.stride:
-                    raise ValueError(message("stride", self.stride, f"is not below the {length} tokens that are kept"))
-                encoding.truncate(length, stride=self.stride if length else 0, direction=self.side)
-
-    def _shares(self, first: int, second: int, room: int, paired: bool) -> tuple[int, int]:
-        """Tokens that both texts keep; the longer text of a pair gives first, as in the Rust library."""
-        if self.strategy is TruncationStrategy.LONGEST_FIRST:
-            if not paired:
-                return room, 0
-            short, long = sorted((first, second))
-            if short > room // 2:
-                short, long = room // 2, room - room // 2
-            else:
-                long = room - short
-            return (long, short) if first > second else (short, long)
-        if self.strategy is TruncationStrategy.ONLY_FIRST:
-            first = room - second
-        else:
-            second = room - first
-        if first <= 0 or (paired and second <= 0) or not (paired or self.strategy is TruncationStrategy.ONLY_FIRST):
-            raise ValueError(message("truncation", self.strategy.value, f"cannot reach max_length={self.max_length}"))
-        return first, second
-
-
-def mask_spans(offsets: Any, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """1 for every token whose characters touch one of the sorted `spans`, else 0; padding has no characters."""
-    mask, at = [], 0
-    for start, end in offsets:
-        start, end = int(start), int(end)
-        while at < len(spans) and spans[at][1] <= start < end:
-            at += 1
-        mask.append(int(start < end and at < len(spans) and spans[at][0] < end and start < spans[at][1]))
-    return mask
-
-
-# --- Rows and encodings ----------------------------------------------------------------------------------------
-
-_ENCODE_OPTIONS = (
-    *("add_special_tokens", "padding", "truncation", "max_length", "stride", "is_split_into_words"),
-    *("pad_to_multiple_of", "padding_side", "return_tensors", "return_token_type_ids", "return_attention_mask"),
-    *("return_overflowing_tokens", "return_special_tokens_mask", "return_offsets_mapping", "return_length", "verbose"),
-    *("split_special_tokens", "text_pair", "text_target", "text_pair_target"),
-)
-
-
-def _rows(text: Any, text_pair: Any, pretokenized: bool) -> tuple[list[tuple[Any, Any]], bool]:
-    """The texts of a call as (first, second or None), and whether it was a batch."""
-    batched = isinstance(text, (list, tuple))
-    if pretokenized:
-        batched = batched and len(text) > 0 and isinstance(text[0], (list, tuple))
-    if not batched:
-        return [(text, text_pair or None)], False
-    if text_pair is not None:
-        if not isinstance(text_pair, (list, tuple)) or len(text_pair) != len(text):
-            raise ValueError(message("text_pair", text_pair, f"is not a list of {len(text)} texts, one per text"))
-        return list(zip(text, text_pair, strict=True)), True
-    paired = (tuple, list) if not pretokenized else tuple
-    return [tuple(row) if isinstance(row, paired) and len(row) == 2 else (row, None) for row in text], True
-
-
-def _text_error(texts: list[Any]) -> Exception:
-    """The error for a batch the Rust library refused, naming the row."""
-    for row, text in enumerate(texts):
-        for part in text if isinstance(text, (list, tuple)) else [text]:
-            if not isinstance(part, (str, list, tuple)):
-                return TypeError(message(f"text[{row}]", part, "is not a string"))
-            try:
-                "".join(part).encode()
-            except UnicodeEncodeError as error:
-                at = f"character {error.start} is a lone surrogate (U+{ord(error.object[error.start]):04X})"
-                return ValueError(f"text[{row}]: {at}, which is no text")
-            except TypeError:
-                return TypeError(message(f"text[{row}]", part, "is not a list of words"))
-    return TypeError("text: is neither a string nor a list of strings")
-
-
-@functools.lru_cache(maxsize=64)
-def _any_of(tokens: tuple[str, ...]) -> re.Pattern:
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
-
-
-def _state(encoding: Encoding) -> dict[str, Any]:
-    return json.loads(encoding.__getstate__())
-
-
-def _from_state(state: dict[str, Any]) -> Encoding:
-    encoding = Encoding()
-    encoding.__setstate__(json.dumps(state).encode())
-    return encoding
-
-
-def _detached(encoding: Encoding) -> Encoding:
-    """A copy that belongs to no sequence yet: joined as a second text, a fresh encoding would still claim to be the
-    first (seen in tokenizers 0.23)."""
-    return _from_state({**_state(encoding), "sequence_ranges": {}})
-
-
-def _joined(pieces: list[tuple[Encoding, int]]) -> Encoding:
-    """One encoding of pieces that start at the given characters of a text. (`Encoding.merge` guesses those starts.)"""
-    whole = _state(Encoding())
-    words = 0
-    for encoding, start in pieces:
-        state = _state(encoding)
-        state["offsets"] = [(first + start, last + start) for first, last in state["offsets"]]
-        state["words"] = [None if word is None else word + words for word in state["words"]]
-        words += 1 + max((word for word in state["words"] if word is not None), default=words - 1) - words
-        for key in ("ids", "type_ids", "tokens", "words", "offsets", "special_tokens_mask", "attention_mask"):
-            whole[key] += state[key]
-    return _from_state(whole)
 
 
 # --- Building and training -------------------------------------------------------------------------------------
