@@ -72,7 +72,9 @@ def choose_backend(
     if device_type != "cuda":
         return Choice("sdpa", f"flash attention runs on CUDA only, the activations are on {device_type}")
     if dtype not in (torch.float16, torch.bfloat16):
-        return Choice("sdpa", f"flash attention takes float16 or bfloat16, the activations are {dtype}".replace("torch.", ""))
+        return Choice(
+            "sdpa", f"flash attention takes float16 or bfloat16, the activations are {dtype}".replace("torch.", "")
+        )
     if dense:
         return Choice("sdpa", dense)
     if head_dim % 8 or head_dim > 256:
@@ -172,7 +174,9 @@ def make_masks(
     dropout = training and config.attention_dropout > 0
     backend = backend_for(config, inputs_embeds, config.head_dim, dense=dense, dropout=dropout)
     if ready:
-        masks = attention_mask if isinstance(attention_mask, dict) else dict.fromkeys(config.layer_types, attention_mask)
+        masks = (
+            attention_mask if isinstance(attention_mask, dict) else dict.fromkeys(config.layer_types, attention_mask)
+        )
         return backend, masks
 
     # An empty cache adds no keys: treating it as none lets packed rows be seen, and masks be left out.
@@ -336,7 +340,17 @@ def load_kernel(name: str) -> Callable:
 
         def flash(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, dropout, causal, window):
             return flash_attn_varlen_func(
-                q, k, v, cu_q, cu_k, max_q, max_k, dropout_p=dropout, softmax_scale=scale, causal=causal, window_size=window
+                q,
+                k,
+                v,
+                cu_q,
+                cu_k,
+                max_q,
+                max_k,
+                dropout_p=dropout,
+                softmax_scale=scale,
+                causal=causal,
+                window_size=window,
             )
 
         return flash
@@ -344,6 +358,8 @@ def load_kernel(name: str) -> Callable:
 
     def native(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, dropout, causal, window):
         # This kernel has no dropout and says "causal" by a window without future.
-        return varlen(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window, enable_gqa=q.shape[1] != k.shape[1])
+        return varlen(
+            q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window, enable_gqa=q.shape[1] != k.shape[1]
+        )
 
     return native

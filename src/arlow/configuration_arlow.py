@@ -88,7 +88,9 @@ class _ArlowConfigBase(PreTrainedConfig):
         valid = isinstance(sections, (list, tuple)) and len(sections) == 3
         valid = valid and all(_is_int(part) and part >= 0 for part in sections)
         self._check("mrope_sections", valid, "must be three integers [t, h, w], none negative")
-        self._check("mrope_sections", sum(sections) == head_dim, f"must sum to head_dim={head_dim}, not {sum(sections)}")
+        self._check(
+            "mrope_sections", sum(sections) == head_dim, f"must sum to head_dim={head_dim}, not {sum(sections)}"
+        )
         self.mrope_sections = list(sections)
 
 
@@ -175,7 +177,10 @@ class ArlowTextConfig(_ArlowConfigBase):
         if self.head_dim is None:
             divides = self.hidden_size % self.num_attention_heads == 0
             self._check(
-                "hidden_size", divides, f"is no multiple of num_attention_heads={self.num_attention_heads}", "set head_dim"
+                "hidden_size",
+                divides,
+                f"is no multiple of num_attention_heads={self.num_attention_heads}",
+                "set head_dim",
             )
             self.head_dim = self.hidden_size // self.num_attention_heads
         self._check_positive("head_dim")
@@ -197,7 +202,9 @@ class ArlowTextConfig(_ArlowConfigBase):
         unknown = [kind for kind in self.layer_types if kind not in LAYER_TYPES]
         self._check("layer_types", not unknown, f"unknown layer type {unknown[:1]}", f"use one of {LAYER_TYPES}")
         count = len(self.layer_types)
-        self._check("layer_types", count == self.num_hidden_layers, f"{count} entries for {self.num_hidden_layers} layers")
+        self._check(
+            "layer_types", count == self.num_hidden_layers, f"{count} entries for {self.num_hidden_layers} layers"
+        )
         self.use_sliding_window = "sliding_attention" in self.layer_types
         if self.use_sliding_window:
             self._check_positive("sliding_window")
@@ -205,15 +212,21 @@ class ArlowTextConfig(_ArlowConfigBase):
     def _check_rope(self) -> None:
         rope = self.rope_parameters
         rope_type = rope.get("rope_type", "default")
-        self._check("rope_parameters", rope_type in ROPE_TYPES, f"unknown rope_type {rope_type!r}", f"use one of {ROPE_TYPES}")
+        self._check(
+            "rope_parameters", rope_type in ROPE_TYPES, f"unknown rope_type {rope_type!r}", f"use one of {ROPE_TYPES}"
+        )
         self._check("rope_parameters", _is_positive(rope.get("rope_theta")), "rope_theta must be positive")
         missing = [key for key in ROPE_NEEDS.get(rope_type, ()) if rope.get(key) is None]
         self._check("rope_parameters", not missing, f"rope_type {rope_type!r} needs {missing}")
         factor = rope.get("factor")
-        self._check("rope_parameters", factor is None or (_is_number(factor) and factor >= 1), "factor must be at least 1")
+        self._check(
+            "rope_parameters", factor is None or (_is_number(factor) and factor >= 1), "factor must be at least 1"
+        )
         for key in ("short_factor", "long_factor"):
             count = len(rope.get(key) or range(self.head_dim // 2))
-            self._check("rope_parameters", count == self.head_dim // 2, f"{key} needs head_dim/2={self.head_dim // 2} entries")
+            self._check(
+                "rope_parameters", count == self.head_dim // 2, f"{key} needs head_dim/2={self.head_dim // 2} entries"
+            )
 
     def _cross_layers(self) -> list[int]:
         if not self.use_cross_attention:
@@ -434,7 +447,9 @@ class ArlowConfig(_ArlowConfigBase):
             value = getattr(self, name)
             valid = _is_int(value) and 0 <= value < self.text_config.vocab_size
             self._check(name, valid, f"must lie in the vocabulary, 0..{self.text_config.vocab_size - 1}")
-        self._check("video_token_id", len({getattr(self, name) for name in names}) == 4, "two special tokens share an id")
+        self._check(
+            "video_token_id", len({getattr(self, name) for name in names}) == 4, "two special tokens share an id"
+        )
 
     def _injection_layers(self) -> list[int]:
         taps, depth = len(self.vision_config.deepstack_visual_indexes), self.text_config.num_hidden_layers

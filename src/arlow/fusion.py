@@ -12,10 +12,11 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
+from .checks import check_inputs, check_token_types
 from .configuration_arlow import ArlowConfig
 from .errors import message
 from .positions import IMAGE, VIDEO, check_placeholders, get_rope_index
-from .text import ArlowPreTrainedModel, ArlowTextModel, check_inputs, count_positions
+from .text import ArlowPreTrainedModel, ArlowTextModel, count_positions
 from .vision import ArlowVisionOutput, ArlowVLVisionModel
 
 
@@ -150,13 +151,15 @@ class ArlowModel(ArlowPreTrainedModel):
             ValueError: placeholders and media disagree (with row and counts); pixels and features both given; both or
                 neither of `input_ids` and `inputs_embeds`.
         """
-        check_inputs(input_ids, inputs_embeds, self.config.text_config.vocab_size)
+        check_inputs(input_ids, inputs_embeds, self.config.text_config)
         if mm_encoder_outputs and (pixel_values is not None or pixel_values_videos is not None):
             problem = "features and pixels were both given"
             raise ValueError(message("mm_encoder_outputs", list(mm_encoder_outputs), problem, "give one of the two"))
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        types = self._placeholders(input_ids, inputs_embeds)
+        found = self._placeholders(input_ids, inputs_embeds)
+        # What the processor marked decides: a placeholder token that the model itself wrote later is text.
+        types = found if mm_token_type_ids is None else mm_token_type_ids[:, -found.shape[1] :].to(found)
         grids = {IMAGE: image_grid_thw, VIDEO: video_grid_thw}
 
         features = mm_encoder_outputs or {}
@@ -164,10 +167,9 @@ class ArlowModel(ArlowPreTrainedModel):
             self._check_rows(types, pixel_values, grids[IMAGE], IMAGE)
             self._check_rows(types, pixel_values_videos, grids[VIDEO], VIDEO)
             features = self._encode(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-        self._check_features(types, features, past_key_values)
+        self._check_features(types, found, features, past_key_values)
         if position_ids is None:
-            given = types if mm_token_type_ids is None else mm_token_type_ids[:, -types.shape[1] :]
-            position_ids = self._positions(given, inputs_embeds, attention_mask, past_key_values, grids)
+            position_ids = self._positions(types, inputs_embeds, attention_mask, past_key_values, grids)
         inputs_embeds, deepstack = self._fuse(inputs_embeds, types, features)
 
         outputs = self.language_model(
@@ -203,7 +205,11 @@ class ArlowModel(ArlowPreTrainedModel):
         check_placeholders((types == kind).sum(-1), item_sizes(grid, self.visual.spatial_merge_size), kind)
 
     def _check_features(
-        self, types: torch.Tensor, features: dict[str, ArlowVisionOutput], past_key_values: Cache | None
+        self,
+        types: torch.Tensor,
+        found: torch.Tensor,
+        features: dict[str, ArlowVisionOutput],
+        past_key_values: Cache | None,
     ) -> None:
         """As many feature rows as placeholders. A placeholder without any features is refused in a prompt; a later
         step may see one that the model itself wrote."""
@@ -212,6 +218,7 @@ class ArlowModel(ArlowPreTrainedModel):
         fresh = past_key_values is None or (not features and _seen(past_key_values) == 0)
         if not features and not fresh:
             return
+        check_token_types(types, found)
         for kind, name in ((IMAGE, "image"), (VIDEO, "video")):
             output = features.get(name)
             rows = 0 if output is None else sum(len(item) for item in output.pooler_output)
@@ -304,17 +311,15 @@ def continue_positions(
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         mask = attention_mask[:, -text.shape[1] :]
     # The first real token of the row; its padding, to the left, has the same or a smaller position.
-    first = text[:, :1] if mask is None else text.masked_fill(mask == 0, text.shape[1] + int(1e9)).amin(-1, keepdim=True)
-    start = first if delta is None else first + delta.to(text.device)
-    axes, _ = get_rope_index(
-        text, types, grids[IMAGE], grids[VIDEO], mask, spatial_merge_size=merge, start=start
+    first = (
+        text[:, :1] if mask is None else text.masked_fill(mask == 0, text.shape[1] + int(1e9)).amin(-1, keepdim=True)
     )
+    start = first if delta is None else first + delta.to(text.device)
+    axes, _ = get_rope_index(text, types, grids[IMAGE], grids[VIDEO], mask, spatial_merge_size=merge, start=start)
     return torch.cat((text[None], axes))
 
 
-def uncached_items(
-    ids: torch.Tensor, past: int, sizes: list[int], token: int, kind: int
-) -> list[bool]:
+def uncached_items(ids: torch.Tensor, past: int, sizes: list[int], token: int, kind: int) -> list[bool]:
     """Which items belong to the tokens after the first `past`: those a cache does not hold yet.
 
     `ids` (B, S) is the whole conversation; `sizes` are the merged tokens of the items given, either all of them or
@@ -332,5 +337,3 @@ def uncached_items(
             before -= size
         item += count
     return new
-
-

@@ -142,5 +142,3 @@ def sequence_ids(position_ids: torch.Tensor) -> torch.Tensor:
         text = position_ids if position_ids.ndim == 2 else position_ids[0]
         restart = text[:, 1:] <= text[:, :-1]
     return torch.nn.functional.pad(restart.long().cumsum(-1), (1, 0))  # [B, S]
-
-

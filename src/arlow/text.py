@@ -20,6 +20,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import FLASH, attention_function, make_masks
+from .checkpoint import check_checkpoint
+from .checks import check_encoder_states, check_inputs, check_mask, check_positions
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
 from .errors import message
 from .rope import ArlowRotaryEmbedding, _Tables, apply_rotary_pos_emb
@@ -80,6 +82,31 @@ class ArlowPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, ArlowCrossAttention):
                 module.requires_grad_(train)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, use_safetensors: bool | None = None, **kwargs
+    ):
+        """Load a checkpoint, as every Transformers model does.
+
+        Safetensors only, unless `use_safetensors=False` asks for a pickled checkpoint, which can run code.
+
+        Raises:
+            OSError: the checkpoint is missing, truncated or corrupt, or is a pickle nobody asked for.
+            ValueError: its tensors do not fit the config, or its index points outside its directory.
+        """
+        if use_safetensors is None and kwargs.get("state_dict") is None and kwargs.get("gguf_file") is None:
+            use_safetensors = True
+        check_checkpoint(pretrained_model_name_or_path, kwargs.get("subfolder", ""), pickled=use_safetensors is False)
+        try:
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
+            )
+        except RuntimeError as error:  # the library's report on tensors of the wrong shape
+            if "size" not in str(error) and "shape" not in str(error):
+                raise
+            problem = f"tensors of another shape than the config says ({' '.join(str(error).split())})"
+            raise ValueError(message("checkpoint", str(pretrained_model_name_or_path), problem)) from error
 
     # Flash attention: whether it can run depends on the activations, so nothing is refused when a model is loaded.
     # `attention.backend_for` chooses at every forward and falls back to SDPA.
@@ -170,10 +197,9 @@ class ArlowTextModel(ArlowPreTrainedModel):
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`; wrong shapes of positions or encoder states.
         """
+        check_inputs(input_ids, inputs_embeds, self.config)
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(check_inputs(input_ids, inputs_embeds, self.config.vocab_size))
-        elif input_ids is not None:
-            check_inputs(input_ids, inputs_embeds, self.config.vocab_size)
+            inputs_embeds = self.embed_tokens(input_ids)
         check_positions(position_ids, inputs_embeds)
         check_mask(attention_mask, inputs_embeds)
 
@@ -183,7 +209,9 @@ class ArlowTextModel(ArlowPreTrainedModel):
         )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        text_positions, rotary_positions = self._positions(position_ids, inputs_embeds, attention_mask, past_key_values)
+        text_positions, rotary_positions = self._positions(
+            position_ids, inputs_embeds, attention_mask, past_key_values
+        )
         encoder = self._encoder_states(encoder_hidden_states, encoder_attention_mask, inputs_embeds, past_key_values)
 
         hidden_states = inputs_embeds
@@ -234,12 +262,7 @@ class ArlowTextModel(ArlowPreTrainedModel):
         stored = getattr(cache, "encoder_states", None)
         if states is None or (stored is not None and stored.states is states):
             return stored
-        width = self.config.encoder_hidden_size
-        if states.ndim != 3 or states.shape[0] != inputs_embeds.shape[0] or states.shape[-1] != width:
-            wanted = f"must have shape ({inputs_embeds.shape[0]}, length, encoder_hidden_size={width})"
-            raise ValueError(message("encoder_hidden_states", states, wanted))
-        if mask is not None and mask.shape != states.shape[:2]:
-            raise ValueError(message("encoder_attention_mask", mask, f"must have shape {tuple(states.shape[:2])}"))
+        check_encoder_states(states, mask, inputs_embeds, self.config.encoder_hidden_size)
         encoder = EncoderStates(states, mask)
         if cache is not None:
             cache.encoder_states = encoder
@@ -295,7 +318,9 @@ class ArlowDecoderLayer(GradientCheckpointingLayer):
         )
         hidden_states = hidden_states + self._drop(attended)
         if self.cross_attn is not None and encoder is not None:
-            crossed = self.cross_attn(self.cross_attn_layernorm(hidden_states), encoder, keep=past_key_values is not None)
+            crossed = self.cross_attn(
+                self.cross_attn_layernorm(hidden_states), encoder, keep=past_key_values is not None
+            )
             hidden_states = hidden_states + self._drop(crossed)
         return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
 
@@ -398,9 +423,7 @@ class ArlowCrossAttention(nn.Module):
             output = torch.where(real, output, 0)  # a row without any encoder token takes nothing
         return self.gate.tanh() * output
 
-    def _key_values(
-        self, encoder: EncoderStates, dtype: torch.dtype, keep: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _key_values(self, encoder: EncoderStates, dtype: torch.dtype, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
         states = encoder.states.to(dtype)
         pair = self._heads(self.k_proj(states)), self._heads(self.v_proj(states))  # [B, KV, L, D]
         if keep:
@@ -431,45 +454,6 @@ ArlowPreTrainedModel._can_record_outputs = {
     "hidden_states": ArlowDecoderLayer,
     "attentions": ArlowGroupedQueryAttention,
 }
-
-
-# Checks and positions shared with the bridge
-
-
-def check_inputs(
-    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, vocab_size: int
-) -> torch.Tensor | None:
-    """Exactly one of the two, and ids inside the vocabulary (looked at on the CPU, where it costs nothing; a GPU's
-    own lookup traps ids outside)."""
-    if (input_ids is None) == (inputs_embeds is None):
-        both = "both were given" if input_ids is not None else "neither was given"
-        raise ValueError(message("input_ids/inputs_embeds", None, f"give exactly one of the two; {both}"))
-    if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = (input_ids < 0) | (input_ids >= vocab_size)
-        if input_ids.numel() and bool(outside.any()):
-            row, column = outside.nonzero()[0].tolist()
-            value = int(input_ids[row, column])
-            raise ValueError(message(f"input_ids[{row}, {column}]", value, f"outside the vocabulary of {vocab_size} tokens"))
-    return input_ids
-
-
-def check_positions(position_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> None:
-    if position_ids is None:
-        return
-    batch, sequence = inputs_embeds.shape[:2]
-    valid = position_ids.ndim == 2 or (position_ids.ndim == 3 and position_ids.shape[0] in (3, 4))
-    if not valid or position_ids.shape[-1] != sequence or position_ids.shape[-2] not in (1, batch):
-        wanted = f"must have shape ({batch}, {sequence}), (3, {batch}, {sequence}) or (4, {batch}, {sequence})"
-        raise ValueError(message("position_ids", position_ids, wanted))
-
-
-def check_mask(attention_mask: torch.Tensor | dict | None, inputs_embeds: torch.Tensor) -> None:
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
-        return
-    batch, sequence = inputs_embeds.shape[:2]
-    if attention_mask.shape[0] != batch or attention_mask.shape[1] < sequence:
-        problem = f"must have shape ({batch}, tokens before + {sequence})"
-        raise ValueError(message("attention_mask", attention_mask, problem))
 
 
 def count_positions(

@@ -82,7 +82,9 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
         Raises:
             ValueError: no pixels; a row width, grid or row count that does not fit, with both numbers.
         """
-        media = [pair for pair in ((pixel_values, grid_thw), (pixel_values_videos, video_grid_thw)) if pair[0] is not None]
+        media = [
+            pair for pair in ((pixel_values, grid_thw), (pixel_values_videos, video_grid_thw)) if pair[0] is not None
+        ]
         if not media:
             raise ValueError(message("pixel_values", None, "neither pixel_values nor pixel_values_videos was given"))
         grids = [grid for pixels, thw in media for grid in read_grids(pixels, thw, self.config)]
@@ -300,7 +302,13 @@ class ArlowVisionAttention(nn.Module):
         return self.proj(output.flatten(1)), weights  # [N, E]
 
     def _grouped(
-        self, attend: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: list[Group], kwargs: dict
+        self,
+        attend: Callable,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        groups: list[Group],
+        kwargs: dict,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """One batched call per group of equal segments."""
         outputs, weights, start = [], [], 0

@@ -1,0 +1,76 @@
+"""What a forward is given, checked at its door: shapes and ids, before anything is computed.
+
+Each check names the argument, and the wanted and the given shape; inside the models shapes are trusted.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.configuration_utils import PreTrainedConfig
+
+from .errors import message
+
+
+def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, config: PreTrainedConfig) -> None:
+    """Exactly one of the two, of the right shape, and ids inside the vocabulary. Values are looked at on the CPU
+    only, where it costs nothing; a GPU's own lookup traps ids outside."""
+    if (input_ids is None) == (inputs_embeds is None):
+        both = "both were given" if input_ids is not None else "neither was given"
+        raise ValueError(message("input_ids/inputs_embeds", None, f"give exactly one of the two; {both}"))
+    if inputs_embeds is not None:
+        if inputs_embeds.ndim != 3 or inputs_embeds.shape[-1] != config.hidden_size:
+            wanted = f"must have shape (batch, sequence, hidden_size={config.hidden_size})"
+            raise ValueError(message("inputs_embeds", inputs_embeds, wanted))
+        return
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise ValueError(message("input_ids", input_ids, f"must be integers (batch, sequence), not {input_ids.dtype}"))
+    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling() and input_ids.numel():
+        outside = (input_ids < 0) | (input_ids >= config.vocab_size)
+        if bool(outside.any()):
+            row, column = outside.nonzero()[0].tolist()
+            problem = f"outside the vocabulary of {config.vocab_size} tokens"
+            raise ValueError(message(f"input_ids[{row}, {column}]", int(input_ids[row, column]), problem))
+
+
+def check_positions(position_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> None:
+    if position_ids is None:
+        return
+    batch, sequence = inputs_embeds.shape[:2]
+    valid = position_ids.ndim == 2 or (position_ids.ndim == 3 and position_ids.shape[0] in (3, 4))
+    if not valid or position_ids.shape[-1] != sequence or position_ids.shape[-2] not in (1, batch):
+        wanted = f"must have shape ({batch}, {sequence}), (3, {batch}, {sequence}) or (4, {batch}, {sequence})"
+        raise ValueError(message("position_ids", position_ids, wanted))
+
+
+def check_mask(attention_mask: torch.Tensor | dict | None, inputs_embeds: torch.Tensor) -> None:
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim == 4:
+        return
+    batch, sequence = inputs_embeds.shape[:2]
+    if attention_mask.ndim != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < sequence:
+        problem = f"must have shape ({batch}, tokens before + {sequence})"
+        raise ValueError(message("attention_mask", attention_mask, problem))
+
+
+def check_encoder_states(
+    states: torch.Tensor, mask: torch.Tensor | None, inputs_embeds: torch.Tensor, width: int
+) -> None:
+    if states.ndim != 3 or states.shape[0] != inputs_embeds.shape[0] or states.shape[-1] != width:
+        wanted = f"must have shape ({inputs_embeds.shape[0]}, length, encoder_hidden_size={width})"
+        raise ValueError(message("encoder_hidden_states", states, wanted))
+    if mask is not None and mask.shape != states.shape[:2]:
+        raise ValueError(message("encoder_attention_mask", mask, f"must have shape {tuple(states.shape[:2])}"))
+
+
+def check_token_types(marked: torch.Tensor, found: torch.Tensor) -> None:
+    """Tokens (B, S) the processor marked as media (1 image, 2 video) must be the config's placeholders: they are not
+    when tokenizer and config belong to different models."""
+    if marked.shape != found.shape:
+        raise ValueError(message("mm_token_type_ids", marked, f"must have shape {tuple(found.shape)}"))
+    differ = (marked > 0) & (marked != found)
+    if bool(differ.any()):
+        row, column = differ.nonzero()[0].tolist()
+        problem = (
+            f"token [{row}, {column}] is marked as media, but its id is not the config's image_token_id or "
+            "video_token_id: tokenizer and config disagree"
+        )
+        raise ValueError(message("mm_token_type_ids", marked, problem))
