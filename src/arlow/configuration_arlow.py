@@ -350,7 +350,7 @@ class ArlowVisionConfig(_ArlowConfigBase):
         indexes = list(self.deepstack_visual_indexes)
         valid = all(_is_int(i) and 0 <= i < self.depth for i in indexes)
         self._check("deepstack_visual_indexes", valid, f"must be blocks in 0..{self.depth - 1}")
-        ordered = all(a < b for a, b in zip(indexes, indexes[1:], strict=False))
+        ordered = indexes == sorted(set(indexes))
         self._check("deepstack_visual_indexes", ordered, "must be ascending and distinct")
         return indexes
 

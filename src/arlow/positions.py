@@ -81,7 +81,7 @@ def merged_sides(grids: torch.Tensor | None, merge: int) -> list[tuple[int, int]
 
 
 def _item_tokens(sides: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
-    """For the tokens of all items in order: advance, row, column (3, tokens). The advance sits on an item's last token."""
+    """For the tokens of all items in order: advance, row, column (3, tokens). An item's last token has the advance."""
     rows, columns = torch.tensor(sides, device=device).unbind(-1)
     sizes = rows * columns
     total = sum(h * w for h, w in sides)

@@ -28,7 +28,7 @@ from .rope import ArlowRotaryEmbedding, _Tables, apply_rotary_pos_emb
 
 
 class ArlowRMSNorm(nn.Module):
-    """Root-mean-square norm (arXiv 1910.07467) over the last axis; statistics in float32, result in the input's dtype."""
+    """Root-mean-square norm (arXiv 1910.07467) over the last axis; float32 statistics, result in the input's dtype."""
 
     def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class ArlowTextModel(ArlowPreTrainedModel):
             `last_hidden_state` (B, S, E) after the final norm, `past_key_values`, and what was asked to be recorded.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`; wrong shapes of positions or encoder states.
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; an argument of the wrong shape.
         """
         check_inputs(input_ids, inputs_embeds, self.config)
         if inputs_embeds is None:
@@ -239,7 +239,7 @@ class ArlowTextModel(ArlowPreTrainedModel):
         attention_mask: torch.Tensor | dict | None,
         past_key_values: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text positions (B or 1, S) for the attention kernels, and what the rotary embedding reads: (B, S), (3, B, S)."""
+        """Text positions (B or 1, S) for the attention kernels, and those the rotary embedding reads."""
         if position_ids is None:
             position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
         if position_ids.ndim == 2:

@@ -139,7 +139,7 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
         return Layout(cos[:, None], sin[:, None], backend, groups, lengths)
 
     def _biases(self, grids: list[Grid], like: torch.Tensor) -> dict[object, torch.Tensor]:
-        """The deformable bias of every distinct segment, (L, L) in the activations' dtype: one for all heads and layers.
+        """The deformable bias of every distinct segment, (L, L) in the activations' dtype, for all heads and layers.
 
         -strength * distance, and beyond the radius a further -100 * strength, which hides those tokens. Distances are
         Euclidean between coordinates normalised to [0, 1] along each axis of the item.
@@ -150,12 +150,10 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
             for segment in windows(grid, config.temporal_window_size):
                 if segment.key in biases:
                     continue
-                place = patch_coordinates(grid, config.spatial_merge_size, like.device).float()
-                place = place / torch.tensor([max(side - 1, 1) for side in grid], device=like.device)
-                place = place[segment.first : segment.first + segment.length]
-                # Direct differences: the matrix-product shortcut loses digits exactly where distances are small.
-                distance = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")
-                beyond = (distance > config.deformable_attention_window).float()
+                place = patch_coordinates(grid, config.spatial_merge_size, like.device)
+                distance = normalised_distances(place[segment.first : segment.first + segment.length], grid)
+                # A token right on the radius is within it, whatever the last digit of its distance.
+                beyond = (distance > config.deformable_attention_window * (1 + 1e-6)).float()
                 bias = -config.deformable_attention_strength * (distance + 100.0 * beyond)
                 biases[segment.key] = bias.to(like.dtype)
         return biases
@@ -219,6 +217,15 @@ def patch_coordinates(grid: Grid, merge: int, device: torch.device) -> torch.Ten
     places = torch.stack(torch.meshgrid(t, h, w, indexing="ij"), dim=-1)  # [t, h, w, 3]
     blocks = places.view(grid.t, grid.h // merge, merge, grid.w // merge, merge, 3)
     return blocks.transpose(2, 3).reshape(-1, 3)
+
+
+def normalised_distances(places: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Euclidean distances (L, L) float32 between places (L, 3), each axis of the item scaled to [0, 1]."""
+    squares = torch.zeros(len(places), len(places), device=places.device)
+    for axis, side in zip(places.unbind(-1), grid, strict=True):
+        # Differences are taken between integers: equal steps give equal distances everywhere in the item.
+        squares += ((axis[:, None] - axis) / max(side - 1, 1)).square()
+    return squares.sqrt()
 
 
 def windows(grid: Grid, size: int | None) -> list[Segment]:
