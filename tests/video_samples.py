@@ -1,7 +1,7 @@
 """Real video files for the tests, made with PyAV: constant and variable rate, rotated, silent, cut off, empty.
 
-A plain clip is a bright block that walks over a gradient; `numbered_frames` gives each frame one grey level of its own,
-so that a decoded frame tells its index through any lossy codec.
+A plain clip is a bright block that walks over a gradient; `numbered_frames` gives each frame one grey level of its
+own, so that a decoded frame tells its index through any lossy codec.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 
 H264 = {"bf": "2", "b-adapt": "0", "g": "12", "preset": "ultrafast", "x264-params": "bframes=2:b-adapt=0:scenecut=0"}
+MPEG4 = {"bf": "2", "qmin": "1", "qmax": "2"}
 GREY_STEP = 6  # between the levels of two numbered frames; a codec moves a flat frame by less than half of it
 
 
@@ -37,7 +38,7 @@ def numbered_frames(count: int, height: int = 32, width: int = 48) -> np.ndarray
 
 def number_of(frame: np.ndarray) -> int:
     """The index that `numbered_frames` wrote into a frame."""
-    return int(round((float(frame.mean()) - 16) / GREY_STEP))
+    return round((float(frame.mean()) - 16) / GREY_STEP)
 
 
 def write_video(
@@ -53,9 +54,9 @@ def write_video(
     codec_options: dict[str, str] | None = None,
     format: str | None = None,
 ) -> Path:
-    """Encode `frames` (T, H, W, 3) uint8 to `path`. `times` (seconds, rising) makes the frame rate variable; `rotation`
-    (degrees, counter-clockwise) and `flip` go into the display matrix. H.264 has two B-frames between references."""
-    defaults = H264 if codec == "libx264" else {}
+    """Encode `frames` (T, H, W, 3) uint8 to `path`. `times` (seconds, rising) makes the frame rate variable;
+    `rotation` (degrees, counter-clockwise) and `flip` go into the display matrix. Two B-frames between references."""
+    defaults = {"libx264": H264, "mpeg4": MPEG4}.get(codec, {})
     with av.open(str(path), "w", format=format, options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options={**defaults, **(codec_options or {})})
         stream.height, stream.width = frames.shape[1:3]

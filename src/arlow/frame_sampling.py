@@ -41,8 +41,8 @@ def sample_indices(
 ) -> np.ndarray:
     """The frames of a clip to look at, as (S,) int64 indices, strictly rising.
 
-    Exactly one of `fps` (frames per second, S between `min_frames` and `max_frames`) and `num_frames` (S as asked for, at
-    most `max_frames`) says how many; S never exceeds the frames there are. The strategies place them:
+    Exactly one of `fps` (frames per second, S between `min_frames` and `max_frames`) and `num_frames` (S as asked for,
+    at most `max_frames`) says how many; S never exceeds the frames there are. The strategies place them:
 
     - `uniform`: evenly over the frames, the first and the last included.
     - `fps_based`: the frame nearest to each time k / fps (each frame once); where the count is given or bounded,
@@ -50,8 +50,8 @@ def sample_indices(
     - `motion_adaptive`: frames that cut `motion` (N,), the change of each frame against the one before it, into equal
       shares; a clip whose motion is constant is sampled as by `uniform`.
 
-    Raises `ValueError` for both or neither of `fps` and `num_frames`, an unknown strategy, or a time that is needed and
-    not known.
+    Raises `ValueError` for both or neither of `fps` and `num_frames`, an unknown strategy, or a time that is needed
+    and not known.
     """
     if (fps is None) == (num_frames is None):
         given = f"fps={fps}, num_frames={num_frames}"
@@ -101,8 +101,8 @@ def frame_change(frame: np.ndarray, before: np.ndarray) -> float:
 def group_timestamps(times: np.ndarray, *, temporal_patch_size: int) -> list[float]:
     """The time of each frame group, in seconds: the mean of the times of its frames.
 
-    `times` is (S,) seconds; the last frame is repeated to fill the last group, and its time counts as often. For groups of
-    two this is the mean of first and last frame, the rule of Qwen3-VL.
+    `times` is (S,) seconds; the last frame is repeated to fill the last group, and its time counts as often. For
+    groups of two this is the mean of first and last frame, the rule of Qwen3-VL.
     """
     filled = np.concatenate([times, np.repeat(times[-1:], -len(times) % temporal_patch_size)])
     return filled.reshape(-1, temporal_patch_size).mean(axis=1).tolist()  # (G,)

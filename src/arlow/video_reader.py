@@ -1,8 +1,9 @@
 """The border for videos: whatever a user holds becomes one `VideoSource`: facts first, then only the frames asked for.
 
-A file is read in two passes with PyAV. The first reads packet headers only and gives every frame's true time; nothing is
-guessed from an average rate. The second decodes forward and stops after the last frame asked for; no other frame becomes
-pixels. FFmpeg reads from a Python file object, may open nothing else, and knows only the container formats of the policy.
+A file is read in two passes with PyAV. The first reads packets without decoding and gives every frame's true time;
+nothing is guessed from an average rate. The second decodes forward and stops after the last frame asked for; no other
+frame becomes RGB pixels. FFmpeg reads from a Python file object, may open nothing else, and knows only the container
+formats of the policy.
 
 Legend: N frames in the clip, H x W pixels of an upright frame.
 """
@@ -20,11 +21,10 @@ from typing import BinaryIO, Literal
 import av
 import numpy as np
 from PIL import Image
-from transformers.utils import is_torch_tensor
 
 from .errors import message, shorten
 from .frame_sampling import VideoFacts, frame_change
-from .media import check_size, load_picture
+from .media import CHANNELS, check_size, is_array, load_picture
 from .media_fetch import (
     DEFAULT_POLICY,
     MediaPolicy,
@@ -40,13 +40,12 @@ from .media_fetch import (
 
 MOTION_SIDE = 32  # pixels: motion is measured on grey frames of this height and width
 IO_BUFFER = 2**20  # bytes per read of FFmpeg: few calls back into Python
-STILL_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .ppm .jp2 .avif .ico".split())
+STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".ico")
 STILL_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
-CHANNELS = (1, 3, 4)
 
 
 class Frames(tuple):
-    """A tuple known to be the frames of one video: `flatten_videos` marks with it what it recognised as a frame list."""
+    """The frames of one video: how `flatten_videos` marks what it recognised as a frame list."""
 
 
 class VideoSource:
@@ -55,7 +54,7 @@ class VideoSource:
     def __init__(self, facts: VideoFacts, *, policy: MediaPolicy, name: str) -> None:
         self.facts = facts
         self._policy = policy
-        self._name = name
+        self.name = name
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The frames at `indices` (not falling, duplicates allowed), each (H, W, 3) uint8 RGB, upright, one at a time.
@@ -73,7 +72,7 @@ class VideoSource:
             or (np.diff(wanted) < 0).any()
         ):
             raise ValueError(message("indices", wanted.tolist(), f"must rise within 0..{total - 1}"))
-        check_frame_count(len(wanted), policy=self._policy, name=self._name)
+        check_frame_count(len(wanted), policy=self._policy, name=self.name)
         return self._checked(wanted)
 
     def _checked(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
@@ -83,14 +82,14 @@ class VideoSource:
             if frame.shape[:2] != size:
                 found, first = "x".join(map(str, frame.shape[:2])), "x".join(map(str, size))
                 raise ValueError(
-                    f"{self._name}[{index}]: a frame of {found} pixels in a video of {first} (height x width)"
+                    f"{self.name}[{index}]: a frame of {found} pixels in a video of {first} (height x width)"
                 )
             for _ in range(repeat):
                 yield frame
 
     def motion(self) -> np.ndarray:
-        """(N,) float64: how much each frame differs from the one before it, the mean absolute difference of grey frames
-        of 32 x 32 pixels in levels 0..255; the first is 0. One pass that keeps two small frames."""
+        """(N,) float64: how much each frame differs from the one before it, as the mean absolute difference of grey
+        frames of 32 x 32 pixels in levels 0..255; the first is 0. One pass that keeps two small frames."""
         change = np.zeros(self.facts.total_frames)
         before: np.ndarray | None = None
         for index, frame in enumerate(self._decode(np.arange(self.facts.total_frames))):
@@ -115,19 +114,22 @@ def open_video(
     metadata: Mapping | None = None,
     input_data_format: Literal["channels_first", "channels_last"] | None = None,
     value_range: Literal["0..1", "0..255", "0..65535"] | None = None,
+    convert_rgb: bool = True,
     name: str = "video",
 ) -> VideoSource:
     """`source` as a `VideoSource`; a container is scanned, a frame list only counted.
 
     Args:
-        source: path, `file://` or http(s) URL, data URI, bytes of a container; a NumPy array or torch tensor (N, H, W, C) or
-            (N, C, H, W); a list of stills (Pillow images, arrays, paths, URLs, bytes); `data:video/jpeg;base64,<a>,<b>,...`.
+        source: path, `file://` or http(s) URL, data URI, bytes of a container; NumPy array or torch tensor (N, H, W, C)
+            or (N, C, H, W); list of stills (Pillow images, arrays, paths, URLs, bytes); the JPEGs of
+            `data:video/jpeg;base64,<first>,<second>,...`.
         policy: the limits on bytes, pixels, frames, seconds and container formats.
         fps: frames per second of a source without a rate of its own (arrays, lists). A container's own times win.
         metadata: dict or Transformers' `VideoMetadata` of such a source; `fps` and, for a clip already sampled,
             `frames_indices` are read.
         input_data_format: which axis of an array is the channel, where its shape leaves that open.
-        value_range: the range of the values of an array; see `load_picture`.
+        value_range: what the samples of an array span; see `load_picture`.
+        convert_rgb: `False` refuses stills that are not RGB already.
         name: how the video is called in messages, such as `videos[1]`.
 
     Raises:
@@ -143,7 +145,7 @@ def open_video(
         source = _jpeg_list(str(source), policy=policy, name=name)
     elif isinstance(source, Image.Image):
         source = Frames((source,))
-    elif isinstance(source, np.ndarray) or is_torch_tensor(source):
+    elif is_array(source):
         source, input_data_format = _array_frames(source, data_format=input_data_format, name=name)
     elif not isinstance(source, (list, tuple)):
         raise TypeError(message(name, source, "not a video", "pass a path, URL, bytes, array or a list of frames"))
@@ -152,7 +154,11 @@ def open_video(
         policy=policy,
         fps=fps,
         metadata=metadata,
-        reading={"input_data_format": input_data_format, "value_range": value_range},
+        reading={
+            "input_data_format": input_data_format,
+            "value_range": value_range or _common_range(source, name=name),
+            "convert_rgb": convert_rgb,
+        },
         name=name,
     )
 
@@ -160,8 +166,8 @@ def open_video(
 def flatten_videos(videos: object) -> list:
     """One video, a batch or a nested batch (as chat templates make it) as a flat list of sources for `open_video`.
 
-    A list of Pillow images or of arrays of up to three axes is one video; so is a list of paths, URLs or bytes that are
-    all named or marked as still pictures, or any list of those three levels deep. An array with five axes is a batch.
+    A list of Pillow images or of arrays of up to three axes is one video; so is a list of paths, URLs or bytes that
+    are all named or marked as still pictures, or any list of those three levels deep. An array of five axes is a batch.
     """
     return _flatten(videos, depth=0, name="videos")
 
@@ -183,8 +189,8 @@ class _ContainerSource(VideoSource):
     def __init__(self, data: Path | bytes, *, policy: MediaPolicy, name: str) -> None:
         self._data = data
         shown = data.name if isinstance(data, Path) else shorten(data)
-        self._policy, self._name = policy, f"{name} ({shown})"
-        with _as_os_error(self._name), self._open() as (container, stream):
+        self._policy, self.name = policy, f"{name} ({shown})"
+        with _as_os_error(self.name), self._open() as (container, stream):
             self._check_header(container, stream)
             self._by_order = (
                 container.format.name == "avi"
@@ -204,7 +210,7 @@ class _ContainerSource(VideoSource):
             duration=duration if duration > 0 else None,
             timestamps=seconds,
         )
-        super().__init__(facts, policy=policy, name=self._name)
+        super().__init__(facts, policy=policy, name=self.name)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
@@ -217,9 +223,9 @@ class _ContainerSource(VideoSource):
             cover = av.stream.Disposition.attached_pic  # the cover picture of a song is no video
             stream = next((each for each in container.streams.video if not each.disposition & cover), None)
             if stream is None:
-                raise ValueError(f"{self._name}: holds no video stream")
+                raise ValueError(f"{self.name}: holds no video stream")
             if stream.codec_context is None:
-                raise OSError(f"{self._name}: its codec is unknown, or its header is corrupt")
+                raise OSError(f"{self.name}: its codec is unknown, or its header is corrupt")
             stream.codec_context.options = {
                 "err_detect": "crccheck+explode",
                 "max_pixels": str(self._policy.max_pixels),
@@ -231,33 +237,33 @@ class _ContainerSource(VideoSource):
         with self._file() as file:
             head = file.read(4096)
         if self._size() < _least_size(head):
-            raise OSError(f"{self._name}: truncated, the file is shorter than its header says")
+            raise OSError(f"{self.name}: truncated, the file is shorter than its header says")
         if stream.codec_context.width and stream.codec_context.height:  # 0: known only once decoded, and bounded there
-            check_size(stream.codec_context.height, stream.codec_context.width, policy=self._policy, name=self._name)
+            check_size(stream.codec_context.height, stream.codec_context.width, policy=self._policy, name=self.name)
         if container.duration is not None:
             self._check_seconds(container.duration / av.time_base)
 
     def _check_seconds(self, seconds: float) -> None:
         if seconds > self._policy.max_seconds:
             limit = f"the policy's max_seconds={self._policy.max_seconds}"
-            raise ValueError(f"{self._name}: a video of {seconds:.0f} seconds is longer than {limit}")
+            raise ValueError(f"{self.name}: a video of {seconds:.0f} seconds is longer than {limit}")
 
     def _scan(self, stream: av.VideoStream) -> tuple[np.ndarray, int]:
         """((N,) times of the frames, the last one's duration), both in the stream's time base; no decoding."""
         times, durations, read, start = [], [], 0, None
-        for packet in _packets(stream, name=self._name):
+        for packet in _packets(stream, name=self.name):
             read += 1
             shown_at = packet.pts if packet.pts is not None else packet.dts
             if shown_at is None:
-                raise OSError(f"{self._name}: packet {read - 1} carries no time; store the video as MP4 or MKV")
+                raise OSError(f"{self.name}: packet {read - 1} carries no time; store the video as MP4 or MKV")
             start = shown_at if start is None else start
             if shown_at >= start and not packet.is_discard and _is_shown(packet, stream):
                 times.append(shown_at)  # pictures before the first key frame cannot be decoded
                 durations.append(packet.duration or 0)
         if read < stream.frames and _index_ends_late(stream, self._size()):
-            raise OSError(f"{self._name}: truncated, {read} of {stream.frames} frames are there")
+            raise OSError(f"{self.name}: truncated, {read} of {stream.frames} frames are there")
         if not times:
-            raise ValueError(f"{self._name}: a video without frames")
+            raise ValueError(f"{self.name}: a video without frames")
         order, firsts = np.unique(np.array(times, np.int64), return_index=True)
         last = durations[firsts[-1]] or (int(np.median(np.diff(order))) if len(order) > 1 else 0)
         return order, last
@@ -271,21 +277,21 @@ class _ContainerSource(VideoSource):
     def _decode(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
         keys = self._keys[wanted].tolist()
         first, at, seen = int(self._keys[0]), 0, 0
-        with _as_os_error(self._name), self._open() as (_, stream):
-            for packet in _packets(stream, name=self._name, flush=True):
+        with _as_os_error(self.name), self._open() as (_, stream):
+            for packet in _packets(stream, name=self.name, flush=True):
                 for frame in packet.decode():
                     key = seen if self._by_order else frame.pts
                     if key is None or key < first:
                         continue
                     seen += 1
                     if frame.is_corrupt or key > keys[at]:
-                        raise OSError(f"{self._name}: corrupt data at frame {int(wanted[at])}")
+                        raise OSError(f"{self.name}: corrupt data at frame {int(wanted[at])}")
                     if key == keys[at]:
-                        yield _upright_rgb(frame)
+                        yield _upright_rgb(frame, policy=self._policy)
                         at += 1
                         if at == len(keys):
                             return
-        raise OSError(f"{self._name}: the data end before frame {int(wanted[at])}")
+        raise OSError(f"{self.name}: the data end before frame {int(wanted[at])}")
 
 
 def _container_bytes(source: object, *, policy: MediaPolicy, name: str) -> Path | bytes:
@@ -336,12 +342,10 @@ def _least_size(head: bytes) -> int:
     return 0 if value == unknown else at + length + value
 
 
-def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+def _upright_rgb(frame: av.VideoFrame, *, policy: MediaPolicy) -> np.ndarray:
     """A decoded frame as (H, W, 3) uint8 RGB, alpha over white, turned as its display matrix says."""
     if any(component.is_alpha for component in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-        alpha = rgba[..., 3:]
-        pixels = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        pixels = load_picture(Image.fromarray(frame.to_ndarray(format="rgba")), policy=policy).pixels
     else:
         pixels = frame.to_ndarray(format="rgb24")
     matrix = frame.side_data.get("DISPLAYMATRIX")
@@ -389,7 +393,7 @@ class _FrameSource(VideoSource):
         check_frame_count(len(items), policy=policy, name=name)
         times, rate, duration = _known_times(len(items), fps=fps, metadata=metadata, name=name)
         self._items, self._reading = items, reading
-        self._policy, self._name = policy, name
+        self._policy, self.name = policy, name
         self._check_same_size()
         first = self._load(0)
         facts = VideoFacts(len(items), *first.shape[:2], fps=rate, duration=duration, timestamps=times)
@@ -397,7 +401,7 @@ class _FrameSource(VideoSource):
 
     def _load(self, index: int) -> np.ndarray:
         return load_picture(
-            self._items[index], policy=self._policy, name=f"{self._name}[{index}]", **self._reading
+            self._items[index], policy=self._policy, name=f"{self.name}[{index}]", **self._reading
         ).pixels
 
     def _check_same_size(self) -> None:
@@ -406,11 +410,11 @@ class _FrameSource(VideoSource):
         for index, item in enumerate(self._items):
             if isinstance(item, Image.Image):
                 sizes.setdefault(tuple(sorted(item.size)), index)  # sorted: EXIF may turn it
-            elif isinstance(item, np.ndarray) or is_torch_tensor(item):
+            elif is_array(item):
                 sizes.setdefault(tuple(item.shape), index)
         if len(sizes) > 1:
             (one, i), (other, j) = list(sizes.items())[:2]
-            raise ValueError(f"{self._name}: frames of different sizes, {one} at {i} and {other} at {j}")
+            raise ValueError(f"{self.name}: frames of different sizes, {one} at {i} and {other} at {j}")
 
     def _decode(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
         for index in wanted:
@@ -445,25 +449,33 @@ def _known_times(
 
 def _array_frames(array: object, *, data_format: str | None, name: str) -> tuple[np.ndarray, str | None]:
     """(frames along the first axis, which axis of a frame is the channel)."""
-    if is_torch_tensor(array):
-        tensor = array.detach().cpu()
-        array = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
     if array.ndim == 3:  # one picture
         return array[None], data_format
     if array.ndim != 4:
         raise ValueError(
             message(name, array, "a video has 4 axes, (frames, height, width, channels) or channels second")
         )
-    if 0 in array.shape:
+    if 0 in array.shape[1:]:
         raise ValueError(message(name, array, "an empty array"))
     last, first = array.shape[3] in CHANNELS, array.shape[1] in CHANNELS
     if data_format is None and last == first:
-        problem = "either axis may be the channel" if last else "no axis is the channel (1, 3 or 4)"
+        problem = "either axis may be the channel" if last else "no axis is the channel (1 to 4)"
         remedy = 'pass input_data_format="channels_first" or "channels_last"'
         raise ValueError(message(name, array, problem, remedy))
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(message(name, array, "holds NaN or infinite values"))
     return array, data_format or ("channels_last" if last else "channels_first")
+
+
+def _common_range(items: Sequence | np.ndarray, *, name: str) -> Literal["0..255"] | None:
+    """The range that the float arrays of a clip agree on. A dark frame alone could be in 0..1 or in 0..255."""
+    bright = False
+    for index, item in enumerate(items):
+        if _axes(item) is None or "float" not in str(item.dtype) or 0 in item.shape:
+            continue
+        peak = float(item.max())
+        if not math.isfinite(peak):
+            raise ValueError(message(f"{name}[{index}]", item, "holds NaN or infinite samples"))
+        bright = bright or peak > 1
+    return "0..255" if bright else None
 
 
 def _is_jpeg_list(source: object) -> bool:
@@ -499,7 +511,7 @@ def _flatten(videos: object, *, depth: int, name: str) -> list:
     if not isinstance(videos, (list, tuple)):
         raise TypeError(message(name, videos, "not a video", "pass a path, URL, bytes, array or a list of frames"))
     kinds = {_kind(item) for item in videos}
-    if kinds <= {"picture", "still"} and kinds or (kinds <= {"still", "file"} and depth >= 2 and kinds):
+    if kinds and (kinds <= {"picture", "still"} or (kinds <= {"still", "file"} and depth >= 2)):
         return [Frames(videos)]
     if "picture" in kinds and len(kinds) > 1:
         raise ValueError(
@@ -509,7 +521,7 @@ def _flatten(videos: object, *, depth: int, name: str) -> list:
 
 
 def _axes(value: object) -> int | None:
-    return value.ndim if isinstance(value, np.ndarray) or is_torch_tensor(value) else None
+    return value.ndim if is_array(value) else None
 
 
 def _kind(item: object) -> str:
