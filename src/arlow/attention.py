@@ -12,7 +12,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -132,7 +132,7 @@ def eager_attention(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out: products, float32 softmax, product. `attention_mask` is added to the scores."""
     batch, heads, queries, head_dim = query.shape
@@ -304,7 +304,7 @@ def varlen_attention(
     sliding_window: int | None = None,
     *,
     kernel: Callable,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over real tokens only; padding comes back as zeros. Same signature as the other backends."""
     plan = attention_mask

@@ -5,13 +5,14 @@ Each check names the argument, and the wanted and the given shape; inside the mo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers.configuration_utils import PreTrainedConfig
 
 from .errors import message
 
 
-def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, config: PreTrainedConfig) -> None:
+def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, config: Any) -> None:
     """Exactly one of the two, of the right shape, and ids inside the vocabulary. Values are looked at on the CPU
     only, where it costs nothing; a GPU's own lookup traps ids outside."""
     if (input_ids is None) == (inputs_embeds is None):
@@ -22,6 +23,7 @@ def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | N
             wanted = f"must have shape (batch, sequence, hidden_size={config.hidden_size})"
             raise ValueError(message("inputs_embeds", inputs_embeds, wanted))
         return
+    assert input_ids is not None
     if input_ids.ndim != 2 or input_ids.is_floating_point():
         raise ValueError(message("input_ids", input_ids, f"must be integers (batch, sequence), not {input_ids.dtype}"))
     if input_ids.device.type == "cpu" and not torch.compiler.is_compiling() and input_ids.numel():

@@ -49,7 +49,7 @@ class _ArlowConfigBase(PreTrainedConfig):
         return set(cls.__dataclass_fields__) | _LIBRARY_KEYS | set(generation) | set(cls.attribute_map)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from the content of a `config.json`. Keys no version of this package knows are reported once and
         kept as attributes, so that a file annotated by another program still loads."""
         known = cls._known_keys()
@@ -71,6 +71,11 @@ class _ArlowConfigBase(PreTrainedConfig):
         if not condition:
             raise ValueError(message(field, getattr(self, field), problem, remedy))
 
+    def _as_list(self, field: str) -> list:
+        value = getattr(self, field)
+        self._check(field, isinstance(value, (list, tuple)), "must be a list")
+        return list(value)
+
     def _check_positive(self, *fields: str) -> None:
         for field in fields:
             value = getattr(self, field)
@@ -81,17 +86,16 @@ class _ArlowConfigBase(PreTrainedConfig):
             value = getattr(self, field)
             self._check(field, _is_number(value) and 0 <= value < 1, "must lie in [0, 1)")
 
-    def _check_sections(self, head_dim: int) -> None:
-        sections = self.mrope_sections
+    def _check_sections(self, sections: Any, head_dim: int) -> Any:
         if sections is None:
-            return
+            return None
         valid = isinstance(sections, (list, tuple)) and len(sections) == 3
         valid = valid and all(_is_int(part) and part >= 0 for part in sections)
         self._check("mrope_sections", valid, "must be three integers [t, h, w], none negative")
         self._check(
             "mrope_sections", sum(sections) == head_dim, f"must sum to head_dim={head_dim}, not {sum(sections)}"
         )
-        self.mrope_sections = list(sections)
+        return list(sections)
 
 
 @value_errors
@@ -128,14 +132,14 @@ class ArlowTextConfig(_ArlowConfigBase):
     num_hidden_layers: int = 28
     num_attention_heads: int = 24  # query heads
     num_key_value_heads: int = 4  # key and value heads; divides num_attention_heads
-    head_dim: int | None = None  # default: hidden_size / num_attention_heads
+    head_dim: Any = None  # int; default: hidden_size / num_attention_heads
     hidden_act: str = "silu"
     max_position_embeddings: int = 32768  # tokens
     initializer_range: float | int = 0.02  # standard deviation
     rms_norm_eps: float | int = 1e-6
     use_cache: bool = True
     tie_word_embeddings: bool = False  # the LM head shares the embedding's weight
-    rope_parameters: dict | None = None  # default: {"rope_type": "default", "rope_theta": 100000.0}
+    rope_parameters: Any = None  # dict; default: {"rope_type": "default", "rope_theta": 100000.0}
     attention_bias: bool = False  # bias of q, k and v; the output projection never has one
     attention_dropout: float | int = 0.0  # of the attention weights
     resid_dropout: float | int = 0.0  # of each block's output, before it joins the residual stream
@@ -143,17 +147,19 @@ class ArlowTextConfig(_ArlowConfigBase):
     use_sliding_window: bool = False  # without layer_types: layers from max_window_layers on slide
     sliding_window: int | None = 4096  # tokens a sliding layer sees, itself included
     max_window_layers: int = 28
-    layer_types: list[str] | tuple[str, ...] | None = None  # "full_attention" | "sliding_attention" per layer
-    mrope_sections: list[int] | tuple[int, ...] | None = None  # [t, h, w]; sums to head_dim
+    layer_types: Any = None  # list: "full_attention" | "sliding_attention" per layer
+    mrope_sections: Any = None  # [t, h, w]; sums to head_dim
     use_cross_attention: bool = False
-    cross_attention_layers: list[int] | tuple[int, ...] | None = None  # default: every layer
-    encoder_hidden_size: int | None = None  # width of encoder_hidden_states; default: hidden_size
+    cross_attention_layers: Any = None  # list of layers; default: every layer
+    encoder_hidden_size: Any = None  # int: width of encoder_hidden_states; default: hidden_size
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
+        valid = self.rope_parameters is None or isinstance(self.rope_parameters, dict)
+        self._check("rope_parameters", valid, "must be a dict")
         # The library fills the caller's dict in place; the caller's must stay as it is.
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
         self._check_sizes()
@@ -191,14 +197,14 @@ class ArlowTextConfig(_ArlowConfigBase):
         if self.encoder_hidden_size is None:
             self.encoder_hidden_size = self.hidden_size
         self._check_positive("encoder_hidden_size")
-        self._check_sections(self.head_dim)
+        self.mrope_sections = self._check_sections(self.mrope_sections, self.head_dim)
 
     def _resolve_layers(self) -> None:
         """`layer_types` decides; without it, the Qwen2 rule: layers from `max_window_layers` on slide."""
         if self.layer_types is None:
             first = self.max_window_layers if self.use_sliding_window else self.num_hidden_layers
             self.layer_types = [LAYER_TYPES[i >= first] for i in range(self.num_hidden_layers)]
-        self.layer_types = list(self.layer_types)
+        self.layer_types = self._as_list("layer_types")
         unknown = [kind for kind in self.layer_types if kind not in LAYER_TYPES]
         self._check("layer_types", not unknown, f"unknown layer type {unknown[:1]}", f"use one of {LAYER_TYPES}")
         count = len(self.layer_types)
@@ -231,15 +237,15 @@ class ArlowTextConfig(_ArlowConfigBase):
     def _cross_layers(self) -> list[int]:
         if not self.use_cross_attention:
             return []
-        layers = self.cross_attention_layers
-        if layers is None:
+        if self.cross_attention_layers is None:
             return list(range(self.num_hidden_layers))
+        layers = self._as_list("cross_attention_layers")
         valid = all(_is_int(i) and 0 <= i < self.num_hidden_layers for i in layers) and len(set(layers)) == len(layers)
         self._check("cross_attention_layers", valid, f"must be distinct layers in 0..{self.num_hidden_layers - 1}")
         return sorted(layers)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         if cls is ArlowTextConfig and config_dict.get("model_type") == ArlowGPTConfig.model_type:
             return ArlowGPTConfig.from_dict(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)
@@ -294,14 +300,14 @@ class ArlowVisionConfig(_ArlowConfigBase):
     spatial_merge_size: int = 2  # patches per side of a merged token
     temporal_patch_size: int = 2  # frames per frame group
     rope_theta: float | int = 100000.0
-    mrope_sections: list[int] | tuple[int, ...] | None = None  # [t, h, w]; sums to embed_dim / num_heads
+    mrope_sections: Any = None  # [t, h, w]; sums to embed_dim / num_heads
     temporal_window_size: int | None = None  # frame groups that attend to one another; None: the whole clip
     use_deformable_attention: bool = False
     deformable_attention_window: float | int = 0.25  # radius, in normalised coordinates
     deformable_attention_strength: float | int = 4.0  # bias per unit of distance
     use_progressive_patches: bool = False
     token_pruning_ratio: float | int = 0.0
-    deepstack_visual_indexes: list[int] | tuple[int, ...] | None = None  # default: see below
+    deepstack_visual_indexes: Any = None  # list of blocks; default: see `_deepstack_indexes`
     initializer_range: float | int = 0.02  # standard deviation
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -332,7 +338,7 @@ class ArlowVisionConfig(_ArlowConfigBase):
         self._check("mlp_ratio", _is_positive(self.mlp_ratio), "must be positive")
         self._check("rope_theta", _is_positive(self.rope_theta), "must be positive")
         self._check("hidden_act", self.hidden_act in ACT2FN, "is no activation that Transformers knows")
-        self._check_sections(self.head_dim)
+        self.mrope_sections = self._check_sections(self.mrope_sections, self.head_dim)
 
     def _check_attention(self) -> None:
         if self.temporal_window_size is not None:
@@ -347,7 +353,7 @@ class ArlowVisionConfig(_ArlowConfigBase):
         if self.deepstack_visual_indexes is None:
             # A quarter, the middle, and shortly before the end; a shallow encoder has no use for DeepStack.
             return sorted({self.depth // 4, self.depth // 2, self.depth - 4}) if self.depth >= 6 else []
-        indexes = list(self.deepstack_visual_indexes)
+        indexes = self._as_list("deepstack_visual_indexes")
         valid = all(_is_int(i) and 0 <= i < self.depth for i in indexes)
         self._check("deepstack_visual_indexes", valid, f"must be blocks in 0..{self.depth - 1}")
         ordered = indexes == sorted(set(indexes))
@@ -373,15 +379,15 @@ class ArlowConfig(_ArlowConfigBase):
     sub_configs_defaults: ClassVar = {"vision_config": ArlowVisionConfig, "text_config": ArlowTextConfig}
     keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None  # an ArlowTextConfig or its fields; afterwards an ArlowTextConfig
+    vision_config: Any = None  # an ArlowVisionConfig or its fields; afterwards an ArlowVisionConfig
     image_token_id: int = 131066  # placeholder of one merged image token
     video_token_id: int = 131067  # placeholder of one merged video token
     vision_start_token_id: int = 131064
     vision_end_token_id: int = 131065
     tie_word_embeddings: bool = False
     use_gated_cross_attention: bool = False  # a learned gate per DeepStack injection
-    deepstack_decoder_layers: list[int] | tuple[int, ...] | None = None  # default: the first ones
+    deepstack_decoder_layers: Any = None  # list of layers; default: the first ones
     initializer_range: float | int = 0.02  # standard deviation
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -404,7 +410,7 @@ class ArlowConfig(_ArlowConfigBase):
             self.text_config.rope_parameters["mrope_section"] = list(self.text_config.mrope_sections)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         cls._refuse_flat(config_dict)
         config_dict = dict(config_dict)
         for key, part in (("text_config", ArlowTextConfig), ("vision_config", ArlowVisionConfig)):
@@ -454,7 +460,7 @@ class ArlowConfig(_ArlowConfigBase):
     def _injection_layers(self) -> list[int]:
         taps, depth = len(self.vision_config.deepstack_visual_indexes), self.text_config.num_hidden_layers
         layers = self.deepstack_decoder_layers
-        layers = list(range(taps)) if layers is None else list(layers)
+        layers = list(range(taps)) if layers is None else self._as_list("deepstack_decoder_layers")
         problem = f"needs one decoder layer in 0..{depth - 1} for each of the {taps} deepstack_visual_indexes"
         valid = len(layers) == taps and len(set(layers)) == taps and all(_is_int(i) and 0 <= i < depth for i in layers)
         if not valid:
@@ -481,9 +487,9 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_positive(value: object) -> bool:
+def _is_positive(value: Any) -> bool:
     return _is_number(value) and value > 0
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import TypeVar
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
 
 MAX_VALUE_CHARS = 80
 MAX_MESSAGE_CHARS = 300
-
-T = TypeVar("T", bound=type)
 
 
 def shorten(value: object, limit: int = MAX_VALUE_CHARS) -> str:
@@ -35,12 +33,12 @@ def message(field: str, value: object, problem: str, remedy: str = "") -> str:
     return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
 
 
-def value_errors(cls: T) -> T:
+def value_errors(cls: Any) -> Any:
     """Class decorator for strict dataclasses: their own error type is not a `ValueError`, users expect one."""
     init = cls.__init__
 
     @functools.wraps(init)
-    def __init__(self, *args, **kwargs):
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
             init(self, *args, **kwargs)
         except StrictDataclassError as error:

@@ -7,6 +7,8 @@ request stays on the module: what the next turn of a conversation needs travels 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -47,7 +49,7 @@ class ArlowModel(ArlowPreTrainedModel):
         image_grid_thw: torch.Tensor | None = None,
         video_grid_thw: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions (3, B, S) and deltas (B, 1); see [`arlow.positions.get_rope_index`]. Other keywords are accepted
         because serving engines pass everything they have."""
@@ -64,7 +66,7 @@ class ArlowModel(ArlowPreTrainedModel):
     @accepts_precomputed_kwargs(modality="image")
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, image_grid_thw: torch.LongTensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.LongTensor | None = None, **kwargs: Any
     ) -> ArlowVisionOutput:
         """Encode images.
 
@@ -81,7 +83,7 @@ class ArlowModel(ArlowPreTrainedModel):
     @accepts_precomputed_kwargs(modality="video")
     @can_return_tuple
     def get_video_features(
-        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor | None = None, **kwargs
+        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor | None = None, **kwargs: Any
     ) -> ArlowVisionOutput:
         """Encode videos: rows (patches, C*T*P*P) and grids (videos, 3), as `get_image_features` for images."""
         output = self.visual(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)
@@ -102,7 +104,7 @@ class ArlowModel(ArlowPreTrainedModel):
         video_grid_thw: torch.Tensor | None,
     ) -> dict[str, ArlowVisionOutput]:
         """Features by modality; images and videos of one batch go through the encoder together."""
-        if pixel_values is None or pixel_values_videos is None:
+        if pixel_values is None or pixel_values_videos is None or image_grid_thw is None or video_grid_thw is None:
             features = {}
             if pixel_values is not None:
                 features["image"] = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
@@ -135,7 +137,7 @@ class ArlowModel(ArlowPreTrainedModel):
         video_grid_thw: torch.LongTensor | None = None,
         mm_token_type_ids: torch.IntTensor | None = None,
         mm_encoder_outputs: dict[str, ArlowVisionOutput] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """
         Args:

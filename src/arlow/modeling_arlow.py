@@ -112,7 +112,7 @@ class ArlowForCausalLM(ArlowPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         encoder_hidden_states: torch.FloatTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """
         Args:
@@ -165,13 +165,13 @@ class ArlowForConditionalGeneration(ArlowPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, image_grid_thw: torch.LongTensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.LongTensor | None = None, **kwargs: Any
     ) -> ArlowVisionOutput:
         """See [`ArlowModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, image_grid_thw, **kwargs)
 
     def get_video_features(
-        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor | None = None, **kwargs
+        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor | None = None, **kwargs: Any
     ) -> ArlowVisionOutput:
         """See [`ArlowModel.get_video_features`]."""
         return self.model.get_video_features(pixel_values_videos, video_grid_thw, **kwargs)
@@ -195,7 +195,7 @@ class ArlowForConditionalGeneration(ArlowPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         encoder_hidden_states: torch.FloatTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """
         Args:

@@ -9,6 +9,8 @@ Qwen3-VL.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -43,7 +45,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def axis_of_pairs(sections: list[int], pairs: int) -> torch.Tensor:
+def axis_of_pairs(sections: Sequence[int], pairs: int) -> torch.Tensor:
     """Which axis (0 t, 1 h, 2 w) each of the `pairs` rotary pairs reads: h at 1, 4, 7, ... and w at 2, 5, 8, ... as
     far as their sections reach, t elsewhere. Returns (pairs,) int64."""
     index = torch.arange(pairs)

@@ -8,6 +8,8 @@ layer type, and an optional gated cross-attention (2204.14198) over the states o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -50,7 +52,7 @@ class ArlowPreTrainedModel(PreTrainedModel):
     config: ArlowConfig
     config_class = ArlowConfig
     base_model_prefix = "model"
-    input_modalities = ("text", "image", "video")
+    input_modalities: tuple[str, ...] = ("text", "image", "video")
     supports_gradient_checkpointing = True
     _no_split_modules = ["ArlowDecoderLayer", "ArlowVisionBlock"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -85,8 +87,8 @@ class ArlowPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, *model_args, use_safetensors: bool | None = None, **kwargs
-    ):
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, use_safetensors: bool | None = None, **kwargs: Any
+    ) -> Any:
         """Load a checkpoint, as every Transformers model does.
 
         Safetensors only, unless `use_safetensors=False` asks for a pickled checkpoint, which can run code.
@@ -111,12 +113,12 @@ class ArlowPreTrainedModel(PreTrainedModel):
     # Flash attention: whether it can run depends on the activations, so nothing is refused when a model is loaded.
     # `attention.backend_for` chooses at every forward and falls back to SDPA.
 
-    def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
+    def _check_and_adjust_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> Any:
         if attn_implementation == FLASH:
             return attn_implementation
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
-    def get_correct_attn_implementation(self, requested_attention, *args, **kwargs):
+    def get_correct_attn_implementation(self, requested_attention: Any, *args: Any, **kwargs: Any) -> Any:
         if requested_attention == FLASH:
             return requested_attention
         return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
@@ -127,8 +129,8 @@ class ArlowPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def create_masks_for_generate(
-        config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs
-    ) -> dict[str, torch.Tensor]:
+        config: Any, inputs_embeds: Any, attention_mask: Any, past_key_values: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         """Masks for a static cache, which `generate` makes ahead of a compiled forward."""
         return make_masks(config.get_text_config(), inputs_embeds, attention_mask, past_key_values, None)[1]
 
@@ -175,7 +177,7 @@ class ArlowTextModel(ArlowPreTrainedModel):
         encoder_hidden_states: torch.FloatTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         deepstack: dict[int, torch.Tensor] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """
         Args:
@@ -305,7 +307,7 @@ class ArlowDecoderLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         backend: str = "sdpa",
         encoder: EncoderStates | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_states),
@@ -355,7 +357,7 @@ class ArlowGroupedQueryAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         backend: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`position_embeddings` are cos and sin (B, S, D). Returns the output (B, S, E) and the weights, if any."""
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)  # head counts differ under tensor parallelism

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -44,7 +44,7 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
     config_class = ArlowVisionConfig
     main_input_name = "pixel_values"
     input_modalities = ("image", "video")
-    _can_record_outputs = {}
+    _can_record_outputs: dict = {}
 
     def __init__(self, config: ArlowVisionConfig) -> None:
         super().__init__(config)
@@ -70,7 +70,7 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
         grid_thw: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         video_grid_thw: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> ArlowVisionOutput:
         """
         Args:
@@ -93,7 +93,7 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
             hidden_states = hidden_states + self.progressive_proj(self._coarse(hidden_states, grids))
 
         layout = self._layout(hidden_states, grids)
-        taps = []
+        taps: list[torch.Tensor] = []
         for i, block in enumerate(self.blocks):
             hidden_states = block(hidden_states, layout, **kwargs)
             if i in self.config.deepstack_visual_indexes:
@@ -107,10 +107,10 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
     def _coarse(self, embeddings: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
         """Each frame's embeddings averaged 2x2 and resized back: what a patch twice the size would see. (N, E)"""
         merge, width = self.config.spatial_merge_size, embeddings.shape[-1]
-        parts = []
+        parts: list[torch.Tensor] = []
         for (h, w), run in groupby(grids, key=lambda grid: (grid.h, grid.w)):
             frames = sum(grid.t for grid in run)
-            start = sum(len(part) for part in parts)
+            start = sum(part.shape[0] for part in parts)
             part = embeddings[start : start + frames * h * w]
             blocks = part.view(frames, h // merge, w // merge, merge, merge, width)
             maps = blocks.permute(0, 5, 1, 3, 2, 4).reshape(frames, width, h, w)
@@ -178,7 +178,7 @@ class Segment(NamedTuple):
 class Group(NamedTuple):
     """Consecutive segments of one geometry, attended in one call."""
 
-    count: int
+    segments: int
     length: int
     bias: torch.Tensor | None  # (L, L)
 
@@ -276,7 +276,7 @@ class ArlowVisionBlock(GradientCheckpointingLayer):
         self.act_fn = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(width, config.embed_dim)
 
-    def forward(self, hidden_states: torch.Tensor, layout: Layout, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, layout: Layout, **kwargs: Any) -> torch.Tensor:
         attended, _ = self.attn(self.norm1(hidden_states), layout, **kwargs)
         hidden_states = hidden_states + attended
         return hidden_states + self.fc2(self.act_fn(self.fc1(self.norm2(hidden_states))))
@@ -296,7 +296,7 @@ class ArlowVisionAttention(nn.Module):
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(
-        self, hidden_states: torch.Tensor, layout: Layout, **kwargs
+        self, hidden_states: torch.Tensor, layout: Layout, **kwargs: Any
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """Returns the output (N, E) and, with eager attention, the weights of each group (segments, H, L, L)."""
         query, key, value = self.qkv(hidden_states).view(len(hidden_states), 3, -1, self.head_dim).unbind(1)
@@ -320,9 +320,9 @@ class ArlowVisionAttention(nn.Module):
         """One batched call per group of equal segments."""
         outputs, weights, start = [], [], 0
         for group in groups:
-            end = start + group.count * group.length
+            end = start + group.segments * group.length
             batch = [
-                x[start:end].view(group.count, group.length, -1, self.head_dim).transpose(1, 2)  # [G, H, L, D]
+                x[start:end].view(group.segments, group.length, -1, self.head_dim).transpose(1, 2)  # [G, H, L, D]
                 for x in (query, key, value)
             ]
             bias = None if group.bias is None else group.bias[None, None]  # [1, 1, L, L]
