@@ -35,7 +35,7 @@ LOADING_ONLY = ("image_processor_type", "feature_extractor_type", "processor_cla
 
 
 class ArlowImageProcessorKwargs(TypedDict, total=False):
-    """Options of `ArlowImageProcessor`, for its construction and for a call. `None` means the processor's own value."""
+    """Options of `ArlowImageProcessor`, for construction and calls. `None` means the processor's own value."""
 
     patch_size: int | None  # pixels, side of a patch
     temporal_patch_size: int | None  # frames per row of a video; still pictures have one
@@ -126,7 +126,7 @@ class ImageOptions:
         return self.patch_size * self.merge_size
 
     def plan(self, height: int, width: int, *, name: str = "image") -> Plan:
-        """What becomes of a picture of `height` x `width` pixels: itself, then its crops, each with its target size."""
+        """What becomes of a picture of `height` x `width` pixels: itself, then its crops, with their target sizes."""
         boxes: list[Box] = [(0, 0, height, width)]
         if self.do_pan_and_scan:
             boxes += pan_and_scan_boxes(
@@ -152,13 +152,13 @@ class ImageOptions:
         return height, width
 
 
-def _check_integer(field: str, value: object) -> None:
+def _check_integer(field: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(message(field, value, "must be a positive integer"))
 
 
-def _check_number(field: str, value: object, *, above: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not above < value < math.inf:
+def _check_number(field: str, value: Any, *, above: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not above < float(value) < math.inf:
         raise ValueError(message(field, value, "must be a finite number" + (f" above {above}" if above == 0 else "")))
 
 
@@ -178,9 +178,9 @@ class ArlowImageProcessor(PilBackend):
     belongs to the process, so it is not saved. An instance keeps no state between calls and may be used from many
     threads.
 
-    Options are those of `ArlowImageProcessorKwargs`, here and in each call. Resizing keeps the aspect ratio, with sides
-    that are multiples of `patch_size * merge_size` and an area within `size`: by default 56*56 to 14*14*4*1280 pixels,
-    that is 4 to 1280 tokens.
+    Options are those of `ArlowImageProcessorKwargs`, here and in each call. Resizing keeps the aspect ratio, with
+    sides that are multiples of `patch_size * merge_size` and an area within `size`: by default 56*56 to
+    14*14*4*1280 pixels, that is 4 to 1280 tokens.
 
     Raises:
         TypeError: an unknown option, or something that is no picture.
@@ -225,7 +225,7 @@ class ArlowImageProcessor(PilBackend):
             self.auto_map = auto_map
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
-        """The attributes to store; the bounds of the area live in `size` alone, and there is no padding or cropping."""
+        """The attributes to store: the bounds of the area live in `size` alone; nothing is padded or cropped."""
         stored = super()._standardize_kwargs(**kwargs)
         for key in ("min_pixels", "max_pixels", "crop_size", "pad_size", *CALL_ONLY):
             stored.pop(key, None)
@@ -335,14 +335,14 @@ def _bounds(size: Any) -> dict[str, Any]:
     if size is None:
         return {}
     try:
-        given = dict(size)
+        given: dict[str, Any] = dict(size)  # a dict or Transformers' SizeDict
     except (TypeError, ValueError):
-        given = {"": size}
-    names = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+        given = {}
+    names: dict[str, str] = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
     bounds = {names.get(key, key): value for key, value in given.items()}
     if not bounds or not bounds.keys() <= set(names.values()) or len(bounds) < len(given):
-        expected = '{"shortest_edge": min_pixels, "longest_edge": max_pixels}'
-        raise ValueError(message("size", given.get("", size if "" in given else given), f"expected {expected}"))
+        shown = given or size
+        raise ValueError(message("size", shown, 'expected {"shortest_edge": min_pixels, "longest_edge": max_pixels}'))
     return bounds
 
 

@@ -63,13 +63,11 @@ class Picture:
 
     __slots__ = ("_image", "_pixels", "height", "source", "width")
 
-    def __init__(
-        self, pixels: np.ndarray | None = None, source: str = "", *, image: Image.Image | None = None
-    ) -> None:
-        self._pixels = pixels
-        self._image = image
+    def __init__(self, pixels: np.ndarray | None = None, source: str = "", *, image: Any = None) -> None:
+        self._pixels: Any = pixels
+        self._image: Any = image
         self.source = source  # short, for messages
-        self.height, self.width = pixels.shape[:2] if image is None else (image.height, image.width)  # pixels
+        self.height, self.width = (image.height, image.width) if pixels is None else pixels.shape[:2]  # pixels
 
     @property
     def pixels(self) -> np.ndarray:

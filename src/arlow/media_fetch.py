@@ -27,7 +27,7 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import message, shorten
 
@@ -408,15 +408,13 @@ def is_public_address(address: str) -> bool:
     """Whether an IP `address` is one of the public internet: not loopback, private, link-local, shared, reserved or
     multicast, nor an IPv6 address that wraps such an IPv4 one (mapped, 6to4, Teredo, NAT64)."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    inner: list = []
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in _NAT64:
-            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        if ip.ipv4_mapped is not None:
-            return is_public_address(str(ip.ipv4_mapped))
-    public = ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
-    return public and all(is_public_address(str(each)) for each in inner if each is not None)
+        mapped = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped
+        if mapped is not None:
+            return is_public_address(str(mapped))
+        if not all(is_public_address(str(each)) for each in (ip.sixtofour, *(ip.teredo or ())) if each is not None):
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
 def _connect(address: tuple[int, tuple], *, url: str, name: str, deadline: float, server: str) -> socket.socket:
@@ -455,7 +453,7 @@ class _BoundedReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         self._sock.settimeout(_left(self._deadline))
         return self._sock.recv_into(buffer)
 
@@ -466,5 +464,5 @@ class _BoundedSocket:
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._reader = _BoundedReader(sock, deadline)
 
-    def makefile(self, *_args, **_kwargs) -> io.BufferedReader:
+    def makefile(self, *_args: Any, **_kwargs: Any) -> io.BufferedReader:
         return io.BufferedReader(self._reader)
