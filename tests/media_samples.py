@@ -76,3 +76,8 @@ def oriented(upright: np.ndarray, orientation: int, format: str = "PNG", **optio
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encode(np.ascontiguousarray(stored), format, exif=exif, **options)
+
+
+def opened(data: bytes) -> Image.Image:
+    """A Pillow image whose pixels are not decoded yet."""
+    return Image.open(io.BytesIO(data))

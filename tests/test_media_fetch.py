@@ -439,7 +439,8 @@ def test_messages_show_no_secrets():
     ("field", "value"),
     [
         ("max_bytes", 0), ("max_bytes", 1.5), ("max_bytes", True), ("max_pixels", -1), ("max_frames", 0),
-        ("max_redirects", -1), ("timeout", 0), ("timeout", float("nan")), ("max_seconds", float("inf")), ("max_aspect_ratio", "x"),
+        ("max_redirects", -1), ("timeout", 0), ("timeout", float("nan")), ("max_seconds", float("inf")),
+        ("max_aspect_ratio", "x"),
         ("allow_urls", 1), ("allow_private_addresses", None), ("allowed_hosts", "a.org"), ("allowed_hosts", (3,)),
         ("local_roots", "/tmp"), ("image_formats", None), ("image_formats", ("",)), ("video_formats", 3),
     ],
