@@ -95,7 +95,10 @@ def save_checkpoint(folder: Path) -> None:
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = ArlowConfig(
         text_config=ArlowTextConfig.tiny(vocab_size=len(tokenizer), num_hidden_layers=4, **special),
-        vision_config=ArlowVisionConfig.tiny(depth=6, use_deformable_attention=True, deepstack_visual_indexes=None),
+        # Widths in multiples of 64: the block size of 4-bit quantisation.
+        vision_config=ArlowVisionConfig.tiny(
+            depth=6, embed_dim=64, use_deformable_attention=True, deepstack_visual_indexes=None
+        ),
         image_token_id=tokenizer.image_token_id,
         video_token_id=tokenizer.video_token_id,
         vision_start_token_id=tokenizer.vision_start_token_id,
