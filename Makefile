@@ -52,7 +52,7 @@ format: $(VENV)/.stamp-dev
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.stamp-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 conformance: $(VENV)/.stamp-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/conformance/run.sh $(ARGS)

@@ -182,6 +182,18 @@ def test_video_door_is_open():
     assert not getattr(AutoVideoProcessor, "is_dummy", False)
 
 
+def test_both_top_levels(fresh_python):
+    """Transformers executes its top level twice once processors are used; names are found on either module."""
+    code = """
+import arlow, sys, transformers
+from transformers import ProcessorMixin
+assert transformers is not sys.modules["transformers"], "once: then this test and its reason can go"
+for module in (transformers, sys.modules["transformers"]):
+    print(module.ArlowConfig is arlow.ArlowConfig, getattr(module.AutoVideoProcessor, "is_dummy", False))
+"""
+    assert fresh_python(code).split() == ["True", "False"] * 2
+
+
 def test_video_stub_that_was_already_handed_out_is_replaced(fresh_python):
     """A stub that Transformers made before Arlow came does not stay."""
     code = """

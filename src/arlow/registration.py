@@ -136,6 +136,12 @@ def _fill_top_level(module: ModuleType) -> None:
     _open_video_door(module)
 
 
+def _fill_second_top_level(module: ModuleType) -> None:
+    """`processing_utils` executes Transformers' top level once more when it is imported, and leaves the new module in
+    the place of the old one. Both are in use then."""
+    _fill_top_level(module.transformers_module)
+
+
 def _open_video_door(module: ModuleType) -> None:
     """Without torchvision `AutoVideoProcessor` is a stub that refuses everything; the real class works for Arlow."""
     module._object_missing_backend.pop("AutoVideoProcessor", None)
@@ -165,6 +171,7 @@ _AUTO_MODULES = (
 
 PATCHES: dict[str, Callable[[ModuleType], None]] = {  # module of another library -> what to fill in there
     "transformers": _fill_top_level,
+    "transformers.processing_utils": _fill_second_top_level,
     "transformers.models": _fill_models,
     "transformers.models.auto": _open_video_door,
     **{f"transformers.models.auto.{name}": _fill_name_tables for name in _AUTO_MODULES},
