@@ -56,11 +56,11 @@ def get_rope_index(
     advance = (types == TEXT).long()  # how far the position moves on after each token
     offsets = torch.zeros(2, *types.shape, dtype=torch.long, device=device)  # row and column within an item
     for kind, grids in ((IMAGE, image_grid_thw), (VIDEO, video_grid_thw)):
-        sides = merged_sides(grids, spatial_merge_size)
+        items = merged_grids(grids, spatial_merge_size)
         here = types == kind
-        check_placeholders(here.sum(-1), [rows * columns for rows, columns in sides], kind)
-        if sides:
-            tokens = _item_tokens(sides, device)
+        check_placeholders(here.sum(-1), [groups * rows * columns for groups, rows, columns in items], kind)
+        if items:
+            tokens = _item_tokens([(rows, columns) for groups, rows, columns in items for _ in range(groups)], device)
             advance = advance.masked_scatter(here, tokens[0])
             offsets = offsets.masked_scatter(here.expand_as(offsets), tokens[1:])
 
@@ -73,15 +73,14 @@ def get_rope_index(
     return positions.to(input_ids.dtype), deltas[:, None].to(input_ids.dtype)
 
 
-def merged_sides(grids: torch.Tensor | None, merge: int) -> list[tuple[int, int]]:
-    """(rows, columns) in merged tokens of every image or frame group: one per unit of t."""
-    if grids is None:
-        return []
-    return [(h // merge, w // merge) for t, h, w in grids.tolist() for _ in range(t)]
+def merged_grids(grids: torch.Tensor | None, merge: int) -> list[tuple[int, int, int]]:
+    """(frame groups, rows, columns) of every item in merged tokens."""
+    return [] if grids is None else [(t, h // merge, w // merge) for t, h, w in grids.tolist()]
 
 
 def _item_tokens(sides: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
-    """For the tokens of all items in order: advance, row, column (3, tokens). An item's last token has the advance."""
+    """For the tokens of all images and frame groups in order: advance, row, column (3, tokens). The last token of each
+    has the advance."""
     rows, columns = torch.tensor(sides, device=device).unbind(-1)
     sizes = rows * columns
     total = sum(h * w for h, w in sides)
