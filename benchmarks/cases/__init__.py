@@ -1,0 +1,1 @@
+"""One module per case; `cases()` yields what `harness.measure` takes."""
