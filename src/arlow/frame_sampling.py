@@ -60,28 +60,29 @@ def sample_indices(
         raise ValueError(
             message("sample_strategy", strategy, "unknown strategy", f"use one of {', '.join(STRATEGIES)}")
         )
-    if facts.timestamps is None and (fps is not None or strategy == "fps_based"):
-        needs = "sampling by time needs the frame rate of the source, which is not known"
-        raise ValueError(message(name, f"{facts.total_frames} frames", needs, remedy_for_unknown_rate()))
     most = min(facts.total_frames, max_frames or facts.total_frames)
     if fps is None:
-        count = min(num_frames, most)
+        count = min(int(num_frames or 0), most)
     else:
-        times = np.arange(_count_at(facts.duration, fps)) / fps
-        count = min(max(len(times), min_frames), most)
-        if strategy == "fps_based" and count == len(times):
-            nearest = np.unique(_nearest(facts.timestamps, times))
+        times = _known_times(facts, name=name)
+        wanted = _count_at(times[-1] if facts.duration is None else facts.duration, fps)
+        count = min(max(wanted, min_frames), most)
+        if strategy == "fps_based" and count == wanted:
+            nearest = np.unique(_nearest(times, np.arange(wanted) / fps))
             if len(nearest) >= min(min_frames, most):
                 return nearest
     if strategy == "uniform":
         return np.linspace(0, facts.total_frames - 1, count).round().astype(np.int64)
-    scale = facts.timestamps if strategy == "fps_based" else accumulated_motion(motion, name=name)
+    scale = accumulated_motion(motion, name=name) if strategy == "motion_adaptive" else _known_times(facts, name=name)
     return _apart(_nearest(scale, np.linspace(scale[0], scale[-1], count)), facts.total_frames)
 
 
-def remedy_for_unknown_rate() -> str:
-    """What a person can do about a clip without a frame rate. No rate is ever assumed."""
-    return 'pass video_metadata={"fps": <rate of the frames>} (fps= to open_video), or ask for num_frames'
+def _known_times(facts: VideoFacts, *, name: str) -> np.ndarray:
+    if facts.timestamps is None:
+        problem = "sampling by time needs the frame rate of the source, which is not known"
+        remedy = 'pass fps= to open_video or video_metadata={"fps": ...}, or ask for num_frames'
+        raise ValueError(message(name, f"{facts.total_frames} frames", problem, remedy))
+    return facts.timestamps
 
 
 def accumulated_motion(motion: np.ndarray | None, *, name: str = "video") -> np.ndarray:

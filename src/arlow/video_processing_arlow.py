@@ -267,7 +267,7 @@ class ArlowVideoProcessor(VideoProcessorMixin, PilBackend):
     image_std = (0.5, 0.5, 0.5)
     do_convert_rgb = True
     do_sample_frames = True
-    fps = 2
+    fps: float | None = 2
     num_frames = None
     min_frames = 4
     max_frames = 768

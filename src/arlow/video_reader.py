@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -24,7 +24,7 @@ from PIL import Image
 
 from .errors import message, shorten
 from .frame_sampling import VideoFacts, frame_change
-from .media import CHANNELS, check_size, is_array, load_picture
+from .media import CHANNELS, InputFormat, ValueRange, check_size, is_array, load_picture
 from .media_fetch import (
     DEFAULT_POLICY,
     MediaPolicy,
@@ -40,6 +40,20 @@ from .media_fetch import (
 
 MOTION_SIDE = 32  # pixels: motion is measured on grey frames of this height and width
 IO_BUFFER = 2**20  # bytes per read of FFmpeg: few calls back into Python
+MP4_BOXES = (
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"moof",
+    b"free",
+    b"skip",
+    b"wide",
+    b"styp",
+    b"sidx",
+    b"mfra",
+    b"uuid",
+    b"udta",
+)
 STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".ico")
 STILL_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
 
@@ -107,21 +121,21 @@ class VideoSource:
 
 
 def open_video(
-    source: object,
+    source: Any,
     *,
     policy: MediaPolicy = DEFAULT_POLICY,
     fps: float | None = None,
     metadata: Mapping | None = None,
-    input_data_format: Literal["channels_first", "channels_last"] | None = None,
-    value_range: Literal["0..1", "0..255", "0..65535"] | None = None,
+    input_data_format: InputFormat | None = None,
+    value_range: ValueRange | None = None,
     convert_rgb: bool = True,
     name: str = "video",
 ) -> VideoSource:
     """`source` as a `VideoSource`; a container is scanned, a frame list only counted.
 
     Args:
-        source: path, `file://` or http(s) URL, data URI, bytes of a container; NumPy array or torch tensor (N, H, W, C)
-            or (N, C, H, W); list of stills (Pillow images, arrays, paths, URLs, bytes); the JPEGs of
+        source: path, `file://` or http(s) URL, data URI, bytes of a container; NumPy array or torch tensor
+            (N, H, W, C) or (N, C, H, W); list of stills (Pillow images, arrays, paths, URLs, bytes); the JPEGs of
             `data:video/jpeg;base64,<first>,<second>,...`.
         policy: the limits on bytes, pixels, frames, seconds and container formats.
         fps: frames per second of a source without a rate of its own (arrays, lists). A container's own times win.
@@ -163,11 +177,12 @@ def open_video(
     )
 
 
-def flatten_videos(videos: object) -> list:
+def flatten_videos(videos: Any) -> list:
     """One video, a batch or a nested batch (as chat templates make it) as a flat list of sources for `open_video`.
 
     A list of Pillow images or of arrays of up to three axes is one video; so is a list of paths, URLs or bytes that
-    are all named or marked as still pictures, or any list of those three levels deep. An array of five axes is a batch.
+    are all named or marked as still pictures, or any list of those three levels deep. An array of five axes is a
+    batch.
     """
     return _flatten(videos, depth=0, name="videos")
 
@@ -190,6 +205,9 @@ class _ContainerSource(VideoSource):
         self._data = data
         shown = data.name if isinstance(data, Path) else shorten(data)
         self._policy, self.name = policy, f"{name} ({shown})"
+        with self._file() as file:
+            if self._size() < _least_size(file, self._size()):
+                raise OSError(f"{self.name}: truncated, the file is shorter than its headers say")
         with _as_os_error(self.name), self._open() as (container, stream):
             self._check_header(container, stream)
             self._by_order = (
@@ -216,7 +234,11 @@ class _ContainerSource(VideoSource):
     def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(self._file())
-            options = {"format_whitelist": ",".join(self._policy.video_formats), "protocol_whitelist": "none"}
+            options = {
+                "format_whitelist": ",".join(self._policy.video_formats),
+                "protocol_whitelist": "none",
+                "max_pixels": str(self._policy.max_pixels),
+            }
             container = stack.enter_context(
                 av.open(file, options=options, io_open=_refuse, buffer_size=IO_BUFFER, metadata_errors="ignore")
             )
@@ -234,10 +256,6 @@ class _ContainerSource(VideoSource):
             yield container, stream
 
     def _check_header(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
-        with self._file() as file:
-            head = file.read(4096)
-        if self._size() < _least_size(head):
-            raise OSError(f"{self.name}: truncated, the file is shorter than its header says")
         if stream.codec_context.width and stream.codec_context.height:  # 0: known only once decoded, and bounded there
             check_size(stream.codec_context.height, stream.codec_context.width, policy=self._policy, name=self.name)
         if container.duration is not None:
@@ -294,7 +312,7 @@ class _ContainerSource(VideoSource):
         raise OSError(f"{self.name}: the data end before frame {int(wanted[at])}")
 
 
-def _container_bytes(source: object, *, policy: MediaPolicy, name: str) -> Path | bytes:
+def _container_bytes(source: Any, *, policy: MediaPolicy, name: str) -> Path | bytes:
     """A local file stays where it is; anything else is fetched."""
     if isinstance(source, (str, os.PathLike)) and not is_url(source):
         path = resolve_local(source, policy=policy, name=name)
@@ -331,15 +349,38 @@ def _index_ends_late(stream: av.VideoStream, size: int) -> bool:
     return any(entry.pos + entry.size > size for entry in stream.index_entries)
 
 
-def _least_size(head: bytes) -> int:
-    """How many bytes a Matroska or WebM file must have, by its segment's header (RFC 8794: ID, then size); else 0."""
+def _least_size(file: BinaryIO, size: int) -> int:
+    """How many bytes a container must have by its own headers; 0 where those do not tell."""
+    head = file.read(4096)
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return _end_of_segment(head)
+    return _end_of_boxes(file, size) if head[4:8] in MP4_BOXES else 0
+
+
+def _end_of_segment(head: bytes) -> int:
+    """Where the segment of a Matroska or WebM file ends (RFC 8794: ID, then size), 0 for a live recording."""
     at = head.find(b"\x18\x53\x80\x67") + 4
-    if not head.startswith(b"\x1a\x45\xdf\xa3") or not 4 <= at < len(head) - 8 or head[at] == 0:
+    if not 4 <= at < len(head) - 8 or head[at] == 0:
         return 0
     length = 9 - head[at].bit_length()  # bytes of the size field
-    unknown = (1 << 7 * length) - 1  # a live recording
+    unknown = (1 << 7 * length) - 1
     value = int.from_bytes(head[at : at + length], "big") & unknown
     return 0 if value == unknown else at + length + value
+
+
+def _end_of_boxes(file: BinaryIO, size: int) -> int:
+    """Where the last of the boxes ends that an MP4 file consists of (ISO/IEC 14496-12: length, then type)."""
+    at = 0
+    while at < size:
+        file.seek(at)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        if length < 8 or head[4:8] not in MP4_BOXES:  # up to the end, or bytes behind the video
+            return 0
+        at += length
+    return at
 
 
 def _upright_rgb(frame: av.VideoFrame, *, policy: MediaPolicy) -> np.ndarray:
@@ -396,7 +437,7 @@ class _FrameSource(VideoSource):
         self._policy, self.name = policy, name
         self._check_same_size()
         first = self._load(0)
-        facts = VideoFacts(len(items), *first.shape[:2], fps=rate, duration=duration, timestamps=times)
+        facts = VideoFacts(len(items), first.shape[0], first.shape[1], fps=rate, duration=duration, timestamps=times)
         super().__init__(facts, policy=policy, name=name)
 
     def _load(self, index: int) -> np.ndarray:
@@ -406,15 +447,15 @@ class _FrameSource(VideoSource):
 
     def _check_same_size(self) -> None:
         """Stills whose size is known without reading them are compared before any is read."""
-        sizes: dict[tuple, int] = {}
+        first: dict[bool, tuple[int, list[int]]] = {}
         for index, item in enumerate(self._items):
-            if isinstance(item, Image.Image):
-                sizes.setdefault(tuple(sorted(item.size)), index)  # sorted: EXIF may turn it
-            elif is_array(item):
-                sizes.setdefault(tuple(item.shape), index)
-        if len(sizes) > 1:
-            (one, i), (other, j) = list(sizes.items())[:2]
-            raise ValueError(f"{self.name}: frames of different sizes, {one} at {i} and {other} at {j}")
+            is_image = isinstance(item, Image.Image)
+            if not is_image and not is_array(item):
+                continue
+            size = sorted(item.size if is_image else item.shape)[-2:]  # sorted: EXIF may turn an image
+            at, expected = first.setdefault(is_image, (index, size))
+            if size != expected:
+                raise ValueError(f"{self.name}: frames of different sizes, {expected} at {at} and {size} at {index}")
 
     def _decode(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
         for index in wanted:
@@ -447,7 +488,7 @@ def _known_times(
     return indices / source_rate, float(1 / step), float(times[-1] + step)
 
 
-def _array_frames(array: object, *, data_format: str | None, name: str) -> tuple[np.ndarray, str | None]:
+def _array_frames(array: Any, *, data_format: InputFormat | None, name: str) -> tuple[Any, InputFormat | None]:
     """(frames along the first axis, which axis of a frame is the channel)."""
     if array.ndim == 3:  # one picture
         return array[None], data_format
@@ -465,7 +506,7 @@ def _array_frames(array: object, *, data_format: str | None, name: str) -> tuple
     return array, data_format or ("channels_last" if last else "channels_first")
 
 
-def _common_range(items: Sequence | np.ndarray, *, name: str) -> Literal["0..255"] | None:
+def _common_range(items: Sequence | np.ndarray, *, name: str) -> ValueRange | None:
     """The range that the float arrays of a clip agree on. A dark frame alone could be in 0..1 or in 0..255."""
     bright = False
     for index, item in enumerate(items):
@@ -499,7 +540,7 @@ def _jpeg_list(uri: str, *, policy: MediaPolicy, name: str) -> Frames:
 # What is one video, and what is a batch?
 
 
-def _flatten(videos: object, *, depth: int, name: str) -> list:
+def _flatten(videos: Any, *, depth: int, name: str) -> list:
     if isinstance(videos, (str, os.PathLike, bytes, bytearray, memoryview, VideoSource, Frames)):
         return [videos]
     if isinstance(videos, Image.Image) or _axes(videos) in (2, 3):
@@ -520,11 +561,11 @@ def _flatten(videos: object, *, depth: int, name: str) -> list:
     return [each for i, item in enumerate(videos) for each in _flatten(item, depth=depth + 1, name=f"{name}[{i}]")]
 
 
-def _axes(value: object) -> int | None:
+def _axes(value: Any) -> int | None:
     return value.ndim if is_array(value) else None
 
 
-def _kind(item: object) -> str:
+def _kind(item: Any) -> str:
     """`picture` (a frame in memory), `still` (a file that is a still picture), `file` (any other), or `video`."""
     if isinstance(item, Image.Image) or _axes(item) in (2, 3):
         return "picture"

@@ -1,0 +1,428 @@
+"""The video processor against a plain PyAV, Pillow and NumPy implementation, value for value."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.video_utils import VideoMetadata
+from video_samples import moving_frames, number_of, numbered_frames, write_video
+
+from arlow.media_fetch import MediaPolicy
+from arlow.video_processing_arlow import ArlowVideoMetadata, ArlowVideoProcessor, ArlowVideoProcessorKwargs
+
+
+def plain_frames(path: Path) -> list[np.ndarray]:
+    """All frames of an unturned file by PyAV alone."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def plain_rows(
+    frames: list[np.ndarray], height: int, width: int, *, P: int = 14, T: int = 2, M: int = 2
+) -> np.ndarray:
+    """Resized, normalised and packed by loops over groups, blocks and patches, in float64."""
+    resized = [np.asarray(Image.fromarray(each).resize((width, height), Image.BICUBIC)) for each in frames]
+    while len(resized) % T:
+        resized.append(resized[-1])
+    values = (np.stack(resized).astype(np.float64) / 255 - 0.5) / 0.5  # (S, H, W, C)
+    rows = []
+    for group in range(0, len(values), T):
+        for top in range(0, height, P * M):
+            for left in range(0, width, P * M):
+                for y in range(top, top + P * M, P):
+                    for x in range(left, left + P * M, P):
+                        patch = values[group : group + T, y : y + P, x : x + P]  # (T, P, P, C)
+                        rows.append(patch.transpose(3, 0, 1, 2).ravel())
+    return np.stack(rows)
+
+
+def test_equals_a_plain_implementation(tmp_path: Path) -> None:
+    """A real MP4, 8 of 20 frames, against loops: pixels to float32 rounding, grid and times exactly."""
+    path = write_video(tmp_path / "clip.mp4", moving_frames(20, 96, 128))
+    output = ArlowVideoProcessor()(path, num_frames=8, return_tensors="np", return_metadata=True)
+    indices = [0, 3, 5, 8, 11, 14, 16, 19]
+    every = plain_frames(path)
+    expected = plain_rows([every[index] for index in indices], 84, 140)
+    assert output["video_grid_thw"].tolist() == [[4, 6, 10]]
+    assert output["pixel_values_videos"].dtype == np.float32
+    np.testing.assert_allclose(output["pixel_values_videos"], expected, rtol=0, atol=3e-7)
+    (metadata,) = output["video_metadata"]
+    assert metadata.frames_indices == indices
+    assert metadata.timestamps == pytest.approx([index / 10 for index in indices])
+    assert metadata.group_timestamps == pytest.approx([0.15, 0.65, 1.25, 1.75])
+
+
+def test_every_kind_of_source_gives_the_same_rows(tmp_path: Path) -> None:
+    """A lossless file, its path as text, its bytes, arrays, tensors and frame lists of the same clip agree exactly."""
+    clip = moving_frames(6, 56, 84)
+    processor = ArlowVideoProcessor(num_frames=4)
+    expected = processor(clip)["pixel_values_videos"]
+    stills = [tmp_path / f"{index}.png" for index in range(6)]
+    for still, frame in zip(stills, clip, strict=True):
+        Image.fromarray(frame).save(still)
+    for videos in (
+        list(clip),
+        [clip],
+        clip.transpose(0, 3, 1, 2),
+        torch.from_numpy(clip),
+        [Image.fromarray(frame) for frame in clip],
+        [str(still) for still in stills],
+        [[[str(still) for still in stills]]],
+    ):
+        assert np.array_equal(processor(videos)["pixel_values_videos"], expected)
+    path = write_video(tmp_path / "clip.mp4", clip)
+    expected = processor(np.stack(plain_frames(path)))["pixel_values_videos"]
+    for videos in (path, str(path), path.as_uri(), path.read_bytes()):
+        assert np.array_equal(processor(videos)["pixel_values_videos"], expected)
+
+
+def test_a_mixed_batch_is_its_parts(tmp_path: Path) -> None:
+    """Files, arrays and frame lists in one nested batch: rows and grids are those of each alone, in order."""
+    path = write_video(tmp_path / "clip.mp4", moving_frames(9, 60, 90))
+    array = moving_frames(4, 40, 200)
+    frames = [Image.fromarray(frame) for frame in moving_frames(3, 90, 60)]
+    processor = ArlowVideoProcessor()
+    batch = processor([[path, array], [frames]], return_tensors="pt")
+    alone = [processor(each, return_tensors="pt") for each in (path, array, [frames])]
+    assert torch.equal(batch["pixel_values_videos"], torch.cat([each["pixel_values_videos"] for each in alone]))
+    assert torch.equal(batch["video_grid_thw"], torch.cat([each["video_grid_thw"] for each in alone]))
+    assert batch["video_grid_thw"].dtype == torch.int64
+    assert batch["video_grid_thw"].prod(-1).sum() == len(batch["pixel_values_videos"])
+
+
+def test_odd_counts_repeat_the_last_frame() -> None:
+    """Three frames are those three and the last once more; one frame is a video of one group."""
+    clip = moving_frames(3, 56, 56)
+    processor = ArlowVideoProcessor(do_sample_frames=False)
+    repeated = processor(np.concatenate([clip, clip[-1:]]))
+    assert np.array_equal(processor(clip)["pixel_values_videos"], repeated["pixel_values_videos"])
+    one = processor(clip[:1])
+    assert one["video_grid_thw"].tolist() == [[1, 4, 4]]
+    values = one["pixel_values_videos"].reshape(16, 3, 2, 14, 14)
+    assert np.array_equal(values[:, :, 0], values[:, :, 1])
+
+
+def test_number_of_frames_puts_the_default_rate_aside(tmp_path: Path) -> None:
+    """The default is 2 frames per second; `num_frames` in a call or the constructor replaces it, and the reverse."""
+    path = write_video(tmp_path / "clip.mp4", numbered_frames(30))
+
+    def picked(processor: ArlowVideoProcessor, **options: object) -> list[int]:
+        return processor(path, return_metadata=True, **options)["video_metadata"][0].frames_indices
+
+    assert picked(ArlowVideoProcessor()) == [0, 6, 12, 17, 23, 29]
+    assert picked(ArlowVideoProcessor(), num_frames=3) == [0, 14, 29]
+    assert picked(ArlowVideoProcessor(num_frames=3)) == [0, 14, 29]
+    assert picked(ArlowVideoProcessor(num_frames=3), fps=2) == [0, 6, 12, 17, 23, 29]
+    assert picked(ArlowVideoProcessor(), fps=1, min_frames=1, sample_strategy="fps_based") == [0, 10, 20]
+    assert picked(ArlowVideoProcessor(fps=None)) == list(range(30))
+    assert picked(ArlowVideoProcessor(), do_sample_frames=False) == list(range(30))
+    with pytest.raises(ValueError, match="num_frames=3"):
+        ArlowVideoProcessor(fps=1, num_frames=3)
+
+
+def test_variable_rate_keeps_true_times(tmp_path: Path) -> None:
+    """Frames crowded at the start: sampling by time takes the right ones, and groups carry their real seconds."""
+    times = [0.0, 0.1, 0.2, 0.3, 1.0, 2.0, 3.0, 3.1]
+    path = write_video(tmp_path / "clip.mp4", numbered_frames(8), times=times)
+    output = ArlowVideoProcessor()(path, fps=1, sample_strategy="fps_based", return_metadata=True)
+    (metadata,) = output["video_metadata"]
+    assert metadata.frames_indices == [0, 4, 5, 6]
+    assert metadata.timestamps == pytest.approx([0, 1, 2, 3])
+    assert metadata.group_timestamps == pytest.approx([0.5, 2.5])
+
+
+def test_motion_adaptive_is_deterministic_and_finds_the_action(tmp_path: Path) -> None:
+    """A still clip with one busy second: most frames of the sample lie there, on every run."""
+    clip = np.repeat(moving_frames(1, 48, 64), 40, axis=0)
+    clip[20:30] = moving_frames(10, 48, 64)[::-1]
+    path = write_video(tmp_path / "clip.mp4", clip)
+    runs = [
+        ArlowVideoProcessor()(path, num_frames=6, sample_strategy="motion_adaptive", return_metadata=True)
+        for _ in range(2)
+    ]
+    indices = runs[0]["video_metadata"][0].frames_indices
+    assert sum(18 <= index <= 31 for index in indices) >= 4
+    assert np.array_equal(runs[0]["pixel_values_videos"], runs[1]["pixel_values_videos"])
+
+
+def test_sources_without_a_rate() -> None:
+    """Taken whole without times; sampled by count; by time only when someone tells the rate: none is assumed."""
+    clip = numbered_frames(12)
+    processor = ArlowVideoProcessor(min_frames=1)
+
+    def metadata(**options: object) -> ArlowVideoMetadata:
+        return processor(clip, return_metadata=True, **options)["video_metadata"][0]
+
+    whole = metadata()
+    assert whole.frames_indices == list(range(12)) and whole.fps is None and whole.group_timestamps is None
+    with pytest.raises(ValueError, match="fps"):
+        _ = whole.timestamps
+    with pytest.raises(ValueError, match="fps"):
+        _ = whole.sampled_fps
+    assert metadata(max_frames=3).frames_indices == [0, 6, 11]
+    assert metadata(num_frames=3).frames_indices == [0, 6, 11]
+    with pytest.raises(ValueError, match="video_metadata"):
+        metadata(fps=1)
+    assert metadata(fps=1, video_metadata={"fps": 4}).frames_indices == [0, 6, 11]
+    assert metadata(video_metadata=VideoMetadata(total_num_frames=12, fps=4)).frames_indices == [0, 2, 4, 7, 9, 11]
+    taken = metadata(do_sample_frames=False, fps=4)
+    assert taken.frames_indices == list(range(12)) and taken.timestamps == pytest.approx(np.arange(12) / 4)
+    sampled = metadata(
+        do_sample_frames=False,
+        video_metadata=[{"fps": 10, "total_num_frames": 120, "frames_indices": list(range(0, 120, 10))}],
+    )
+    assert sampled.group_timestamps == pytest.approx([0.5, 2.5, 4.5, 6.5, 8.5, 10.5])
+
+
+def test_token_budget_shrinks_frames_then_their_number() -> None:
+    """Under a falling budget first the size of the frames falls to the least, then their number."""
+    processor = ArlowVideoProcessor(size={"shortest_edge": 4 * 28 * 28, "longest_edge": 64 * 28 * 28})
+    clip = moving_frames(8, 224, 224)
+    grids = {
+        budget: processor(clip, do_sample_frames=False, max_tokens_per_video=budget)["video_grid_thw"][0].tolist()
+        for budget in (1000, 256, 100, 16, 12, 4, 1)
+    }
+    assert grids[1000] == grids[256] == [4, 16, 16]
+    assert grids[100] == [4, 10, 10]
+    assert grids[16] == [4, 4, 4]
+    assert grids[12] == [3, 4, 4]
+    assert grids[4] == [1, 4, 4]
+    assert grids[1] == [1, 2, 2]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    frames=st.integers(1, 40),
+    height=st.integers(8, 700),
+    width=st.integers(8, 700),
+    budget=st.one_of(st.none(), st.integers(1, 500)),
+    patch=st.sampled_from([4, 14, 16]),
+    temporal=st.integers(1, 3),
+    least=st.integers(1, 9),
+)
+def test_plans_keep_every_bound(
+    frames: int, height: int, width: int, budget: int | None, patch: int, temporal: int, least: int
+) -> None:
+    """Whatever the clip, the grid is whole blocks within the budget of a frame and of the clip."""
+    token = (2 * patch) ** 2
+    processor = ArlowVideoProcessor(
+        patch_size=patch,
+        temporal_patch_size=temporal,
+        size={"shortest_edge": least * token, "longest_edge": (least + 30) * token},
+        max_tokens_per_video=budget,
+    )
+    plan = processor._options({}).plan(frames, height, width)
+    groups, rows, columns = plan.grid
+    assert (rows * patch, columns * patch) == (plan.height, plan.width) and rows % 2 == columns % 2 == 0
+    assert rows * columns // 4 <= least + 30
+    assert groups == math.ceil(plan.num_frames / temporal) and 1 <= plan.num_frames <= frames
+    if budget is not None:
+        assert groups * rows * columns // 4 <= budget
+    assert processor.get_num_of_video_patches(frames, height, width) == groups * rows * columns
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    frames=st.integers(1, 7),
+    height=st.integers(20, 120),
+    width=st.integers(20, 120),
+    budget=st.one_of(st.none(), st.integers(1, 40)),
+)
+def test_the_count_is_what_preprocessing_makes(frames: int, height: int, width: int, budget: int | None) -> None:
+    """`get_num_of_video_patches` is the number of rows, for any size and token budget."""
+    processor = ArlowVideoProcessor(patch_size=8, size={"shortest_edge": 512, "longest_edge": 8192})
+    options = {"max_tokens_per_video": budget, "do_sample_frames": False}
+    output = processor(np.zeros((frames, height, width, 3), np.uint8), **options)
+    assert len(output["pixel_values_videos"]) == processor.get_num_of_video_patches(frames, height, width, options)
+    assert output["video_grid_thw"].prod() == len(output["pixel_values_videos"])
+
+
+def test_steps_can_be_left_out() -> None:
+    """Without all steps the rows are the samples themselves; mean and std may be given per channel."""
+    clip = moving_frames(2, 28, 56)
+    plain = ArlowVideoProcessor(do_resize=False, do_rescale=False, do_normalize=False)(clip)["pixel_values_videos"]
+    rows = plain_rows(list(clip), 28, 56)
+    np.testing.assert_allclose(plain, rows * 127.5 + 127.5, atol=1e-4)
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    output = ArlowVideoProcessor(do_resize=False)(clip, image_mean=mean, image_std=std)["pixel_values_videos"]
+    samples = (plain / 255).reshape(-1, 3, 2 * 14 * 14)
+    expected = (samples - np.array(mean)[:, None]) / np.array(std)[:, None]
+    np.testing.assert_allclose(output, expected.reshape(output.shape), atol=1e-6)
+    with pytest.raises(ValueError, match="do_resize=False needs multiples"):
+        ArlowVideoProcessor(do_resize=False)(moving_frames(2, 30, 56))
+
+
+def test_full_size_frames_are_not_kept(tmp_path: Path) -> None:
+    """Frames are resized as they come: of a large clip never more than a few full-size frames exist at once."""
+    import tracemalloc
+
+    path = write_video(tmp_path / "clip.mp4", moving_frames(24, 480, 640))
+    processor = ArlowVideoProcessor(max_pixels=56 * 56, do_sample_frames=False)
+    processor(path)
+    tracemalloc.start()
+    processor(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * 480 * 640 * 3  # 24 frames would be three times as much
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    """Every option survives a save, also a missing rate; the policy does not, nor do per-call options."""
+    processor = ArlowVideoProcessor(
+        num_frames=6,
+        patch_size=16,
+        sample_strategy="motion_adaptive",
+        max_tokens_per_video=99,
+        min_pixels=1024,
+        image_mean=[0.1, 0.2, 0.3],
+    )
+    processor.policy = MediaPolicy(max_bytes=5)
+    processor.save_pretrained(tmp_path)
+    text = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
+    assert not {"policy", "return_tensors", "video_metadata", "device", "min_pixels"} & set(text)
+    loaded = ArlowVideoProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    assert (loaded.fps, loaded.num_frames, loaded.min_pixels, loaded.max_tokens_per_video) == (None, 6, 1024, 99)
+    assert loaded.policy.max_bytes != 5
+    assert ArlowVideoProcessor.from_pretrained(tmp_path, patch_size=14).patch_size == 14
+    everything = ArlowVideoProcessor.from_dict(ArlowVideoProcessor(fps=None).to_dict())
+    assert everything.fps is None and everything.num_frames is None
+
+
+def test_auto_class_loads_it(tmp_path: Path) -> None:
+    """`AutoVideoProcessor` finds the class by the name in the saved file."""
+    import importlib
+
+    import arlow  # noqa: F401  (registers)
+
+    auto = importlib.import_module("transformers.models.auto.video_processing_auto").AutoVideoProcessor
+    ArlowVideoProcessor(num_frames=5).save_pretrained(tmp_path)
+    loaded = auto.from_pretrained(tmp_path)
+    assert type(loaded) is ArlowVideoProcessor and loaded.num_frames == 5
+
+
+def test_loads_where_only_an_image_processor_was_saved() -> None:
+    """The geometry is taken from the picture's configuration, options of pictures alone and their budget are not."""
+    saved = {
+        "image_processor_type": "ArlowImageProcessor",
+        "patch_size": 16,
+        "do_pan_and_scan": True,
+        "size": {"shortest_edge": 1024, "longest_edge": 10**7},
+    }
+    processor = ArlowVideoProcessor.from_dict(saved)
+    assert processor.patch_size == 16 and processor.max_pixels == ArlowVideoProcessor().max_pixels
+
+
+def test_every_option_is_declared() -> None:
+    """The TypedDict names each option of the class, and a default of each can be given again."""
+    names = set(ArlowVideoProcessorKwargs.__annotations__)
+    processor = ArlowVideoProcessor()
+    assert set(processor.to_dict()) - {"video_processor_type"} <= names
+    assert set(processor._valid_kwargs_names) == names
+    given = {name: getattr(processor, name) for name in names if hasattr(processor, name)}
+    given.pop("num_frames")
+    assert ArlowVideoProcessor(**given).to_dict() == processor.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"nun_frames": 3}, TypeError, "did you mean 'num_frames'"),
+        ({"do_center_crop": True}, TypeError, "do_center_crop"),
+        ({"fps": 0}, ValueError, "fps=0"),
+        ({"fps": True}, ValueError, "fps=True"),
+        ({"fps": float("inf")}, ValueError, "fps=inf"),
+        ({"num_frames": 0}, ValueError, "num_frames=0"),
+        ({"num_frames": 2.5}, ValueError, "num_frames=2.5"),
+        ({"min_frames": 9, "max_frames": 8}, ValueError, "min_frames=9"),
+        ({"patch_size": -1}, ValueError, "patch_size=-1"),
+        ({"temporal_patch_size": 0}, ValueError, "temporal_patch_size=0"),
+        ({"max_tokens_per_video": 0}, ValueError, "max_tokens_per_video=0"),
+        ({"sample_strategy": "random"}, ValueError, "sample_strategy='random'"),
+        ({"size": {"height": 3, "width": 3}}, ValueError, "size="),
+        ({"size": {"shortest_edge": 9, "longest_edge": 8}}, ValueError, "shortest_edge"),
+        ({"size": {"shortest_edge": 8, "longest_edge": 9}}, ValueError, "max_pixels=9"),
+        ({"size": 224}, ValueError, "size=224"),
+        ({"resample": 17}, ValueError, "resample=17"),
+        ({"image_mean": [0.5, 0.5]}, ValueError, "image_mean"),
+        ({"image_std": 0}, ValueError, "image_std=0"),
+        ({"rescale_factor": "x"}, ValueError, "rescale_factor='x'"),
+        ({"do_resize": 1}, ValueError, "do_resize=1"),
+        ({"value_range": "0..2"}, ValueError, "value_range"),
+        ({"input_data_format": "NHWC"}, ValueError, "input_data_format"),
+    ],
+)
+def test_impossible_options(options: dict, error: type[Exception], named: str) -> None:
+    """A wrong option is refused alike by the constructor and by a call, naming field and value."""
+    with pytest.raises(error, match=named):
+        ArlowVideoProcessor(**options)
+    with pytest.raises(error, match=named):
+        ArlowVideoProcessor()(moving_frames(2), **options)
+
+
+@pytest.mark.parametrize(
+    ("videos", "options", "error", "named"),
+    [
+        ([], {}, ValueError, "holds no video"),
+        ([[], []], {}, ValueError, "holds no video"),
+        (moving_frames(2), {"return_tensors": "tf"}, ValueError, "return_tensors='tf'"),
+        (moving_frames(2), {"video_metadata": [{"fps": 1}] * 2}, ValueError, "2 entries for 1"),
+        (moving_frames(2), {"video_metadata": {"rate": 1}}, ValueError, "'rate'"),
+        (moving_frames(2), {"video_metadata": 3}, TypeError, "video_metadata=3"),
+        ([moving_frames(2), "absent.mp4"], {}, FileNotFoundError, r"videos\[1\]"),
+        (np.zeros((2, 4, 900, 3), np.uint8), {"input_data_format": "channels_last"}, ValueError, "aspect ratio"),
+    ],
+)
+def test_bad_calls(videos: object, options: dict, error: type[Exception], named: str) -> None:
+    """A call that cannot be answered is refused naming the video or the argument."""
+    with pytest.raises(error, match=named):
+        ArlowVideoProcessor()(videos, **options)
+
+
+def test_policy_is_obeyed(tmp_path: Path) -> None:
+    """The processor's own policy bounds what it opens."""
+    path = write_video(tmp_path / "clip.mp4", moving_frames(9))
+    processor = ArlowVideoProcessor(do_sample_frames=False)
+    processor.policy = MediaPolicy(max_frames=4)
+    with pytest.raises(ValueError, match="max_frames=4"):
+        processor(path)
+
+
+def test_fetch_videos_and_sample_frames(tmp_path: Path) -> None:
+    """Transformers' own hooks go through the same border and the same choice of frames."""
+    path = write_video(tmp_path / "clip.mp4", numbered_frames(20))
+    processor = ArlowVideoProcessor(num_frames=4)
+    frames, metadata = processor.fetch_videos(str(path), sample_indices_fn=processor.sample_frames)
+    assert [number_of(frame) for frame in frames] == metadata.frames_indices == [0, 6, 13, 19]
+    (several, all_metadata) = processor.fetch_videos([str(path), str(path)])
+    assert len(several) == len(all_metadata) == 2 and len(several[0]) == 20
+
+
+def test_threads_share_a_processor(tmp_path: Path) -> None:
+    """Calls with different options at the same time give what each gives alone."""
+    path = write_video(tmp_path / "clip.mp4", moving_frames(12, 56, 56))
+    processor = ArlowVideoProcessor()
+    questions = [{"num_frames": 4}, {"fps": 5}, {"do_sample_frames": False}, {"patch_size": 7, "num_frames": 2}]
+    expected = [processor(path, **question)["pixel_values_videos"] for question in questions]
+    results: dict[int, np.ndarray] = {}
+
+    def run(index: int) -> None:
+        for _ in range(3):
+            results[index] = processor(path, **questions[index])["pixel_values_videos"]
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(results[index], expected[index]) for index in range(4))
