@@ -6,6 +6,7 @@ and kept.
 """
 
 import copy
+import math
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -80,6 +81,11 @@ class _ArlowConfigBase(PreTrainedConfig):
         for field in fields:
             value = getattr(self, field)
             self._check(field, _is_int(value) and value > 0, "must be a positive integer")
+
+    def _check_not_negative(self, *fields: str) -> None:
+        for field in fields:
+            value = getattr(self, field)
+            self._check(field, _is_number(value) and value >= 0, "must not be negative")
 
     def _check_fraction(self, *fields: str) -> None:
         for field in fields:
@@ -193,10 +199,14 @@ class ArlowTextConfig(_ArlowConfigBase):
         self._check("head_dim", self.head_dim % 2 == 0, "must be even: rotary embedding turns pairs")
         self._check("hidden_act", self.hidden_act in ACT2FN, "is no activation that Transformers knows")
         self._check_fraction("attention_dropout", "resid_dropout", "mlp_dropout")
+        self._check_not_negative("initializer_range", "max_window_layers")
         self._check("rms_norm_eps", _is_positive(self.rms_norm_eps), "must be positive")
         if self.encoder_hidden_size is None:
             self.encoder_hidden_size = self.hidden_size
         self._check_positive("encoder_hidden_size")
+        pad = self.pad_token_id
+        in_vocabulary = pad is None or (_is_int(pad) and 0 <= pad < self.vocab_size)
+        self._check("pad_token_id", in_vocabulary, f"must lie in the vocabulary, 0..{self.vocab_size - 1}")
         self.mrope_sections = self._check_sections(self.mrope_sections, self.head_dim)
 
     def _resolve_layers(self) -> None:
@@ -228,11 +238,20 @@ class ArlowTextConfig(_ArlowConfigBase):
         self._check(
             "rope_parameters", factor is None or (_is_number(factor) and factor >= 1), "factor must be at least 1"
         )
+        pairs = self.head_dim // 2
         for key in ("short_factor", "long_factor"):
-            count = len(rope.get(key) or range(self.head_dim // 2))
-            self._check(
-                "rope_parameters", count == self.head_dim // 2, f"{key} needs head_dim/2={self.head_dim // 2} entries"
-            )
+            values = rope.get(key) or [1.0] * pairs
+            valid = isinstance(values, (list, tuple)) and len(values) == pairs and all(map(_is_positive, values))
+            self._check("rope_parameters", valid, f"{key} needs head_dim/2={pairs} positive numbers")
+        trained = rope.get("original_max_position_embeddings", 1)
+        self._check("rope_parameters", _is_positive(trained), "original_max_position_embeddings must be positive")
+        if rope_type == "llama3":
+            low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+            ordered = _is_positive(low) and _is_positive(high) and low < high
+            self._check("rope_parameters", ordered, "low_freq_factor must be positive and below high_freq_factor")
+        # Transformers' tables would be shorter than a head, whose dimensions Arlow turns all.
+        partial = rope.get("partial_rotary_factor")
+        self._check("rope_parameters", partial in (None, 1), "partial_rotary_factor other than 1 is not supported")
 
     def _cross_layers(self) -> list[int]:
         if not self.use_cross_attention:
@@ -343,9 +362,8 @@ class ArlowVisionConfig(_ArlowConfigBase):
     def _check_attention(self) -> None:
         if self.temporal_window_size is not None:
             self._check_positive("temporal_window_size")
-        window, strength = self.deformable_attention_window, self.deformable_attention_strength
-        self._check("deformable_attention_window", _is_positive(window), "must be positive")
-        self._check("deformable_attention_strength", _is_number(strength) and strength >= 0, "must not be negative")
+        self._check("deformable_attention_window", _is_positive(self.deformable_attention_window), "must be positive")
+        self._check_not_negative("deformable_attention_strength", "initializer_range")
         self._check_fraction("token_pruning_ratio")
         self._check("token_pruning_ratio", self.token_pruning_ratio == 0, "token pruning is not built yet", "use 0.0")
 
@@ -393,6 +411,8 @@ class ArlowConfig(_ArlowConfigBase):
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_flat(kwargs)
         self._refuse_unknown(kwargs)
+        self._check_not_negative("initializer_range")
+        self._check_parts()
         self._share_tying()
         if self.vision_config is None:
             self.vision_config = {}
@@ -429,20 +449,29 @@ class ArlowConfig(_ArlowConfigBase):
     def _share_tying(self) -> None:
         """The composite model reads `tie_word_embeddings` here, the causal LM of the same checkpoint reads the text
         config's: they must not differ. Either one set to True ties both."""
-        text = self.text_config if self.text_config is not None else {}
+        text = copy.deepcopy(self.text_config) if self.text_config is not None else {}  # the caller's stays as it is
         if isinstance(text, dict):
-            text = dict(text)
             text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings", False) or self.tie_word_embeddings)
-            self.text_config = text
         else:
             text.tie_word_embeddings = bool(text.tie_word_embeddings or self.tie_word_embeddings)
+        self.text_config = text
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if "initializer_range" not in self.__dict__:  # the last field: the config is still being filled
+            return
+        if name == "tie_word_embeddings" and isinstance(self.text_config, ArlowTextConfig):
+            self.text_config.tie_word_embeddings = value
+        elif name == "text_config" and isinstance(value, ArlowTextConfig):
+            super().__setattr__("tie_word_embeddings", value.tie_word_embeddings)
+
+    def _check_parts(self) -> None:
+        for name, part in (("text_config", ArlowTextConfig), ("vision_config", ArlowVisionConfig)):
+            valid = isinstance(getattr(self, name), (dict, part, type(None)))
+            self._check(name, valid, f"must be an {part.__name__} or a dict of its fields")
 
     def _check_widths(self) -> None:
         text, vision = self.text_config, self.vision_config
-        if not isinstance(text, ArlowTextConfig):
-            raise ValueError(message("text_config", text, "must be an ArlowTextConfig or a dict of its fields"))
-        if not isinstance(vision, ArlowVisionConfig):
-            raise ValueError(message("vision_config", vision, "must be an ArlowVisionConfig or a dict of its fields"))
         if vision.hidden_size != text.hidden_size:
             problem = f"the encoder must project to the text width, hidden_size={text.hidden_size}"
             raise ValueError(message("vision_config.hidden_size", vision.hidden_size, problem))
@@ -492,4 +521,4 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
