@@ -12,6 +12,11 @@ MAX_VALUE_CHARS = 80
 MAX_MESSAGE_CHARS = 300
 
 
+class CheckpointMismatch(ValueError, RuntimeError):
+    """Tensors of a checkpoint do not fit the config. A `RuntimeError` too: what stock Transformers models raise, and
+    what code around them catches."""
+
+
 def shorten(value: object, limit: int = MAX_VALUE_CHARS) -> str:
     """`value` as text of at most `limit` characters, safe to put into a message: arrays and tensors become their
     shape, objects their class name, so that a message never carries addresses or megabytes."""

@@ -25,7 +25,7 @@ from .attention import FLASH, attention_function, make_masks
 from .checkpoint import check_checkpoint
 from .checks import check_encoder_states, check_inputs, check_mask, check_positions
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
-from .errors import message
+from .errors import CheckpointMismatch, message
 from .rope import ArlowRotaryEmbedding, _Tables, apply_rotary_pos_emb
 
 
@@ -95,7 +95,8 @@ class ArlowPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: the checkpoint is missing, truncated or corrupt, or is a pickle nobody asked for.
-            ValueError: its tensors do not fit the config, or its index points outside its directory.
+            ValueError: its tensors do not fit the config ([`CheckpointMismatch`]), or its index points outside its
+                directory.
         """
         if use_safetensors is None and kwargs.get("state_dict") is None and kwargs.get("gguf_file") is None:
             use_safetensors = True
@@ -108,7 +109,7 @@ class ArlowPreTrainedModel(PreTrainedModel):
             if "size" not in str(error) and "shape" not in str(error):
                 raise
             problem = f"tensors of another shape than the config says ({' '.join(str(error).split())})"
-            raise ValueError(message("checkpoint", str(pretrained_model_name_or_path), problem)) from error
+            raise CheckpointMismatch(message("checkpoint", str(pretrained_model_name_or_path), problem)) from error
 
     # Flash attention: whether it can run depends on the activations, so nothing is refused when a model is loaded.
     # `attention.backend_for` chooses at every forward and falls back to SDPA.
