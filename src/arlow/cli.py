@@ -109,9 +109,9 @@ def _read_conversation(path: Path) -> list[dict]:
     try:
         conversation = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # bad JSON and bad UTF-8 alike
-        raise ValueError(message("conversation", str(path), f"not a JSON file ({error})")) from error
+        raise ValueError(message("conversation", path.name, f"not a JSON file ({error})")) from error
     if not isinstance(conversation, list) or not all(isinstance(turn, dict) for turn in conversation):
-        raise ValueError(message("conversation", str(path), "not a list of messages", 'expected [{"role": ...}, ...]'))
+        raise ValueError(message("conversation", path.name, "not a list of messages", 'expected [{"role": ...}, ...]'))
     return conversation
 
 
