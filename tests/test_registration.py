@@ -228,3 +228,49 @@ def test_plugin_entry_point():
 
     (entry,) = entry_points(group="vllm.general_plugins", name="arlow")
     assert entry.load() is registration.register
+
+
+def test_factories_build_and_load(tmp_path):
+    """Auto models build from configs and load from directories; the causal LM also takes a composite's text half."""
+    import transformers
+
+    config = arlow.ArlowConfig.tiny()
+    model = transformers.AutoModelForImageTextToText.from_config(config)
+    assert type(model) is type(transformers.AutoModelForMultimodalLM.from_config(config))
+    model.save_pretrained(tmp_path / "whole")
+    assert type(transformers.AutoModel.from_pretrained(tmp_path / "whole")) is arlow.ArlowModel
+
+    causal, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole", output_loading_info=True)
+    assert type(causal) is arlow.ArlowForCausalLM and type(causal.config) is arlow.ArlowTextConfig
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert causal.lm_head.weight.equal(model.lm_head.weight)
+
+    text = arlow.ArlowTextConfig.tiny(num_labels=3)
+    for name in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
+        head = getattr(transformers, f"AutoModelFor{name}").from_config(text)
+        assert type(head) is getattr(arlow, f"ArlowFor{name}")
+    assert type(transformers.AutoModel.from_config(arlow.ArlowVisionConfig.tiny())) is arlow.ArlowVLVisionModel
+
+
+def test_first_arlow_is_a_text_model(tmp_path):
+    """A directory of type "arlowgpt" loads as a causal LM."""
+    import transformers
+
+    config = transformers.ArlowGPTConfig.tiny()
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    assert type(transformers.AutoModelForCausalLM.from_pretrained(tmp_path)) is arlow.ArlowForCausalLM
+
+
+def test_whole_directory_through_auto_classes(tmp_path, fresh_python):
+    """One directory, a fresh process, no `import arlow`: every Auto class gives Arlow's class."""
+    from arlow.demo import save_checkpoint
+
+    save_checkpoint(tmp_path)
+    code = f"""
+import transformers
+for auto in ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor", "AutoVideoProcessor", "AutoProcessor"):
+    print(type(getattr(transformers, auto).from_pretrained({str(tmp_path)!r})).__name__)
+"""
+    expected = "ArlowConfig ArlowModel ArlowTokenizer ArlowImageProcessor ArlowVideoProcessor ArlowProcessor"
+    assert fresh_python(code, autoload=True).split() == expected.split()
