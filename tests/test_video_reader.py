@@ -8,6 +8,7 @@ import io
 import threading
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -37,6 +38,7 @@ CONTAINERS = {
     "fast.mp4": {"container_options": {"movflags": "faststart"}},
     "mpeg4.mp4": {"codec": "mpeg4"},
     "h264.mkv": {},
+    "live.mkv": {"container_options": {"live": "1"}},  # of unknown length
     "vp9.webm": {"codec": "libvpx-vp9"},
     "h264.avi": {},
     "mpeg4.avi": {"codec": "mpeg4"},
@@ -251,6 +253,43 @@ def test_damaged_data(name: str, tmp_path: Path) -> None:
         if name != "h264.ts":  # each of its packets has a counter: damage shows before anything is decoded
             assert len(list(video.frames([0, 1]))) == 2
         list(video.frames(range(video.facts.total_frames)))
+
+
+def test_bytes_behind_the_video_are_no_damage(tmp_path: Path) -> None:
+    """Some programs append their own data to an MP4; its frames are all there, so it is not truncated."""
+    data = write_video(tmp_path / "clip.mp4", moving_frames(4)).read_bytes()
+    for behind in (b"\0" * 20, b"junk behind the video", b"\0\0\0\x08free"):
+        assert open_video(data + behind).facts.total_frames == 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_damage_is_an_error_or_a_video(data: st.DataObject, tmp_path_factory) -> None:
+    """Whatever bytes of a file are changed or cut off, there are frames, or an `OSError` or `ValueError` by name."""
+    folder = tmp_path_factory.getbasetemp()
+    name = data.draw(st.sampled_from(["h264.mp4", "h264.mkv", "mpeg4.avi", "h264.ts", "h264.flv", "vp9.webm"]))
+    path = folder / f"whole-{name}"
+    if not path.exists():
+        write_video(path, moving_frames(6, 32, 48), **CONTAINERS[name])
+    changed = bytearray(path.read_bytes())
+    places = st.one_of(st.integers(0, len(changed) - 1), st.integers(0, 400))
+    for at, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=12)):
+        changed[min(at, len(changed) - 1)] = value
+    keep = data.draw(st.sampled_from([len(changed)] * 4 + [len(changed) // 2]))
+    try:
+        video = open_video(bytes(changed[:keep]))
+        frames = list(video.frames(range(min(video.facts.total_frames, 20))))
+        assert all(frame.shape == (video.facts.height, video.facts.width, 3) for frame in frames)
+    except (OSError, ValueError) as error:
+        assert not isinstance(error, av.error.FFmpegError)
+        assert str(error).startswith("video") and len(str(error)) <= 300
+
+
+def test_hidden_frames_of_vp8_are_not_counted() -> None:
+    """VP8 stores frames that are never shown; bit 4 of the first byte tells (RFC 6386, 9.1)."""
+    vp8, other = (SimpleNamespace(codec_context=SimpleNamespace(name=name)) for name in ("vp8", "h264"))
+    assert video_reader._is_shown(b"\x10\x02\x00", vp8) and not video_reader._is_shown(b"\x01\x02\x00", vp8)
+    assert video_reader._is_shown(b"\x00", other)
 
 
 def test_other_formats_and_references_are_refused(tmp_path: Path) -> None:
