@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -114,3 +120,48 @@ def test_explain_prints_and_saves(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == "1 message\n"
     assert cli.main(["explain", str(talk), "--processor", "somewhere", "--save", str(tmp_path / "seen.png")]) == 0
     assert (tmp_path / "seen.png").read_bytes() == b"png"
+
+
+@pytest.mark.slow
+def test_serve_answers_text_image_and_video(tmp_path):
+    """A real server on a small model answers a text, an image and a video in the form of OpenAI's API."""
+    for name in cli.SERVE_MODULES:
+        pytest.importorskip(name, reason="needs the serve extra")
+    from arlow.demo import draw_clip, draw_picture, save_checkpoint
+
+    save_checkpoint(tmp_path / "model")
+    picture, clip = draw_picture(tmp_path / "picture.jpg"), draw_clip(tmp_path / "clip.mp4")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "arlow.cli", "serve", str(tmp_path / "model"), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(f"http://localhost:{port}/health", seconds=120)
+        for kind, mime, path in ((None, "", None), ("image", "image/jpeg", picture), ("video", "video/mp4", clip)):
+            content = [{"type": "text", "text": "What is this?"}]
+            if kind:
+                url = f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
+                content.insert(0, {"type": f"{kind}_url", f"{kind}_url": {"url": url}})
+            messages = [{"role": "user", "content": content}]
+            body = json.dumps({"model": str(tmp_path / "model"), "messages": messages, "max_tokens": 4}).encode()
+            request = urllib.request.Request(
+                f"http://localhost:{port}/v1/chat/completions", body, {"Content-Type": "application/json"}
+            )
+            answer = json.load(urllib.request.urlopen(request, timeout=120))
+            assert answer["choices"][0]["message"]["role"] == "assistant"
+            assert answer["usage"]["prompt_tokens"] > (50 if kind else 5)
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def wait_for(url: str, *, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except OSError:
+            assert time.monotonic() < end, f"{url} did not answer within {seconds} seconds"
+            time.sleep(0.5)
