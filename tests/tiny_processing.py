@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 
+from arlow.image_processing_arlow import ArlowImageProcessor
+from arlow.processing_arlow import ArlowProcessor
 from arlow.tokenization_arlow import ArlowTokenizer
+from arlow.video_processing_arlow import ArlowVideoProcessor
 
 
 CORPUS = (
@@ -24,3 +27,11 @@ def _trained() -> ArlowTokenizer:
 def tiny_tokenizer() -> ArlowTokenizer:
     """A fresh tokenizer of about 480 tokens; ids 0..6 are the special tokens."""
     return copy.deepcopy(_trained())
+
+
+def tiny_processor(**options: object) -> ArlowProcessor:
+    """A fresh processor with the geometry and token ids of `ArlowConfig.tiny()`: images of 4 to 36 tokens, frames of 4
+    to 16. `options` go to both media processors."""
+    images = {"size": {"shortest_edge": 4 * 28**2, "longest_edge": 36 * 28**2}, **options}
+    videos = {"size": {"shortest_edge": 4 * 28**2, "longest_edge": 16 * 28**2}, **options}
+    return ArlowProcessor(ArlowImageProcessor(**images), tiny_tokenizer(), ArlowVideoProcessor(**videos))

@@ -19,7 +19,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers.utils import get_json_schema
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
 
 from .errors import MAX_MESSAGE_CHARS, message, shorten
 
@@ -96,7 +96,7 @@ CHAT_TEMPLATE = r"""
 """.strip()
 
 MESSAGE_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id"}
-SOURCE_KEYS = {"image": ("image", "url", "path", "base64"), "video": ("video", "url", "path")}
+SOURCE_KEYS = {kind: (kind, "url", "path", "base64") for kind in ("image", "video")}
 URL_TYPES = {"image_url": "image", "video_url": "video"}  # the spelling of OpenAI's API -> ours
 CONTENT_TYPES = ("text", "image", "video", *URL_TYPES)
 
@@ -218,6 +218,8 @@ def _check_part(part: Any, name: str) -> dict[str, Any]:
     sources = [key for key in SOURCE_KEYS[kind] if key in part]
     if len(sources) > 1:
         raise ValueError(message(name, sources, f"names more than one source of one {kind}", "keep one of them"))
+    if isinstance(part.get("base64"), str) and not part["base64"].startswith("data:"):
+        part["base64"] = "data:;base64," + part["base64"]
     return part
 
 
@@ -270,6 +272,14 @@ def media_of(messages: Sequence[Mapping], kind: str) -> list[Any]:
 
 
 # --- Rendering -----------------------------------------------------------------------------------------------------
+
+
+def template_variables(template: str) -> frozenset[str]:
+    """The names a template reads. Raises `ValueError` for a text that is no template."""
+    try:
+        return _get_template_variables(template)
+    except TemplateError as error:
+        raise ValueError(f"chat_template: is no Jinja template: {error}"[:MAX_MESSAGE_CHARS]) from error
 
 
 def render_prompts(

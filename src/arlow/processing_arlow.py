@@ -18,10 +18,9 @@ import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
-from transformers.utils.chat_template_utils import _get_template_variables
 from transformers.video_processing_utils import VideoProcessorMixin
 
-from .chat_template import Prompt, is_literal, media_of, refuse_unknown, split_batch
+from .chat_template import Prompt, is_literal, media_of, refuse_unknown, split_batch, template_variables
 from .errors import MAX_MESSAGE_CHARS, message
 from .image_processing_arlow import ArlowImageProcessorKwargs
 from .media import flatten_images
@@ -425,7 +424,7 @@ class ArlowProcessor(ProcessorMixin):
         """Keywords of `apply_chat_template` as those of `__call__` and the variables of the template."""
         if not isinstance(processor_kwargs, Mapping):
             raise TypeError(message("processor_kwargs", processor_kwargs, "is not a dict"))
-        variables = {key: value for key, value in kwargs.items() if key in _get_template_variables(template)}
+        variables = {key: value for key, value in kwargs.items() if key in template_variables(template)}
         options = {**processor_kwargs, **{key: value for key, value in kwargs.items() if key not in variables}}
         known = self._keywords() | {"images", "videos"}
         refuse_unknown("apply_chat_template", options, known)

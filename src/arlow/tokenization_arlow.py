@@ -22,7 +22,6 @@ from tokenizers import trainers as rust_trainers
 from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy
-from transformers.utils.chat_template_utils import _get_template_variables
 
 from .chat_template import (
     CHAT_TEMPLATE,
@@ -34,6 +33,7 @@ from .chat_template import (
     refuse_unknown,
     render_prompts,
     split_batch,
+    template_variables,
 )
 from .errors import message
 from .token_rows import Cut, any_of, detached, joined, mask_spans, text_error, text_rows
@@ -206,7 +206,7 @@ class ArlowTokenizer(TokenizersBackend):
         if continue_final_message and (add_generation_prompt or mark_generated):
             other = "add_generation_prompt" if add_generation_prompt else "return_assistant_tokens_mask"
             raise ValueError(f"continue_final_message={continue_final_message!r}: cannot go with {other}=True")
-        known = _get_template_variables(template)
+        known = template_variables(template)
         if documents is not None and "documents" not in known:
             raise ValueError(f"documents={len(documents)} items: this chat template does not show documents")
         roles = ROLES if template == CHAT_TEMPLATE else None
@@ -262,7 +262,7 @@ class ArlowTokenizer(TokenizersBackend):
         if sanitize_control_tokens and not tokenize:
             raise ValueError("sanitize_control_tokens=True: needs tokenize=True, text cannot show what was typed")
         template = self.get_chat_template(chat_template, tools)
-        refuse_unknown("apply_chat_template", kwargs, _get_template_variables(template))
+        refuse_unknown("apply_chat_template", kwargs, template_variables(template))
         conversations, batched = split_batch(conversation)
         prompts, _ = self.render_chat(
             conversations,
