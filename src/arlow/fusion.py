@@ -86,7 +86,8 @@ class ArlowModel(ArlowPreTrainedModel):
         self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor | None = None, **kwargs: Any
     ) -> ArlowVisionOutput:
         """Encode videos: rows (patches, C*T*P*P) and grids (videos, 3), as `get_image_features` for images."""
-        output = self.visual(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)
+        videos = {"pixel_values_videos": pixel_values_videos, "video_grid_thw": video_grid_thw}
+        output = self.visual(**videos, return_dict=True, **kwargs)
         return self._per_item(output, video_grid_thw)
 
     def _per_item(self, output: ArlowVisionOutput, *grids: torch.Tensor) -> ArlowVisionOutput:

@@ -82,13 +82,15 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
         Raises:
             ValueError: no pixels; a row width, grid or row count that does not fit, with both numbers.
         """
-        media = [
-            pair for pair in ((pixel_values, grid_thw), (pixel_values_videos, video_grid_thw)) if pair[0] is not None
-        ]
+        given = {
+            ("pixel_values", "grid_thw"): (pixel_values, grid_thw),
+            ("pixel_values_videos", "video_grid_thw"): (pixel_values_videos, video_grid_thw),
+        }
+        media = [(names, pair) for names, pair in given.items() if pair[0] is not None]
         if not media:
             raise ValueError(message("pixel_values", None, "neither pixel_values nor pixel_values_videos was given"))
-        grids = [grid for pixels, thw in media for grid in read_grids(pixels, thw, self.config)]
-        hidden_states = torch.cat([self.patch_embed(pixels) for pixels, _ in media])  # [N, E]
+        grids = [grid for names, pair in media for grid in read_grids(*pair, self.config, names)]
+        hidden_states = torch.cat([self.patch_embed(pixels) for _, (pixels, _) in media])  # [N, E]
         if self.config.use_progressive_patches:
             hidden_states = hidden_states + self.progressive_proj(self._coarse(hidden_states, grids))
 
@@ -170,7 +172,7 @@ class Grid(NamedTuple):
 class Segment(NamedTuple):
     """Patches that attend to one another: an image, or a window of a video's frame groups."""
 
-    key: object  # equal for segments of equal geometry within equal items
+    key: object  # equal where the distances between tokens are: windows of one length of equal items
     first: int  # within its item
     length: int
 
@@ -191,23 +193,29 @@ class Layout(NamedTuple):
     lengths: list[int]  # for the flash kernels
 
 
-def read_grids(pixels: torch.Tensor, thw: torch.Tensor | None, config: ArlowVisionConfig) -> list[Grid]:
-    """Grids as Python numbers (the one look at the device), checked against the rows."""
+def read_grids(
+    pixels: torch.Tensor, thw: torch.Tensor | None, config: ArlowVisionConfig, names: tuple[str, str]
+) -> list[Grid]:
+    """Grids as Python numbers (the one look at the device), checked against the rows. `names`: of both arguments."""
+    rows_name, grid_name = names
     if thw is None or thw.ndim != 2 or thw.shape[1] != 3:
-        raise ValueError(message("grid_thw", thw, "must have shape (items, 3): patches along t, h, w of every item"))
+        raise ValueError(message(grid_name, thw, "must have shape (items, 3): patches along t, h, w of every item"))
     square = config.in_channels * config.patch_size**2
-    widths = (square, square * config.temporal_patch_size)
-    if pixels.ndim != 2 or pixels.shape[1] not in widths:
-        raise ValueError(message("pixel_values", pixels, f"rows must be {widths[0]} (still) or {widths[1]} wide"))
+    widths = {"frame group": square * config.temporal_patch_size}
+    if rows_name == "pixel_values":
+        widths["still patch"] = square
+    if pixels.ndim != 2 or pixels.shape[1] not in widths.values():
+        wanted = " or ".join(f"{width} wide ({what})" for what, width in widths.items())
+        raise ValueError(message(rows_name, pixels, f"rows must be {wanted}"))
     grids = [Grid(*row) for row in thw.tolist()]
     merge = config.spatial_merge_size
     for i, grid in enumerate(grids):
         if min(grid) < 1 or grid.h % merge or grid.w % merge:
             problem = f"needs positive sides, h and w in multiples of spatial_merge_size={merge}"
-            raise ValueError(message(f"grid_thw[{i}]", list(grid), problem))
+            raise ValueError(message(f"{grid_name}[{i}]", list(grid), problem))
     rows = sum(t * h * w for t, h, w in grids)
     if rows != pixels.shape[0]:
-        raise ValueError(message("pixel_values", pixels, f"has {pixels.shape[0]} rows, but grid_thw describes {rows}"))
+        raise ValueError(message(rows_name, pixels, f"has {pixels.shape[0]} rows, but {grid_name} describes {rows}"))
     return grids
 
 
@@ -233,7 +241,8 @@ def windows(grid: Grid, size: int | None) -> list[Segment]:
     size = size or grid.t
     frame = grid.h * grid.w
     starts = range(0, grid.t, size)
-    return [Segment((grid, t), t * frame, min(size, grid.t - t) * frame) for t in starts]
+    lengths = [min(size, grid.t - t) * frame for t in starts]
+    return [Segment((grid, length), t * frame, length) for t, length in zip(starts, lengths, strict=True)]
 
 
 def group_segments(segments: list[Segment], bias: dict[object, torch.Tensor]) -> list[Group]:

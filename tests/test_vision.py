@@ -1,0 +1,571 @@
+"""The vision encoder: against a plain float64 implementation written here, packed against alone, backend against
+backend."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise, product
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import CLIP, PATCH, STILL, random_images, random_videos, tiny_vision
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import arlow.attention
+import arlow.vision
+from arlow import ArlowVisionConfig, ArlowVLVisionModel
+from arlow.vision import ArlowVisionAttention
+
+
+FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "upstream" / "vl_vision"
+
+
+# The encoder once more: one item, one head, one pair of tokens at a time, in float64
+
+
+class Plain:
+    """One image or video through the weights of `model`."""
+
+    def __init__(self, model: ArlowVLVisionModel) -> None:
+        self.config = model.config
+        self.weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
+
+    def __call__(self, rows: torch.Tensor, grid: tuple[int, int, int]):
+        """Rows of any width -> patches (N, E), merged tokens (M, W), merged taps."""
+        config, places = self.config, self.places(grid)
+        x = torch.stack([self.embed(row.double()) for row in rows])
+        if config.use_progressive_patches:
+            x = x + self.linear("progressive_proj", self.coarse(x, places, grid))
+        taps = []
+        for i in range(config.depth):
+            name = f"blocks.{i}"
+            x = x + self.attention(f"{name}.attn", self.norm(f"{name}.norm1", x), places, grid)
+            hidden = self.gelu_tanh(self.linear(f"{name}.fc1", self.norm(f"{name}.norm2", x)))
+            x = x + self.linear(f"{name}.fc2", hidden)
+            if i in config.deepstack_visual_indexes:
+                taps.append(self.merge(f"deepstack_mergers.{len(taps)}", x))
+        return x, self.merge("merger", x), taps
+
+    def places(self, grid):
+        """(t, row, column) of each patch in packed order: frame by frame, block by block."""
+        t, h, w = grid
+        m = self.config.spatial_merge_size
+        return [
+            (f, by * m + y, bx * m + x)
+            for f, by, bx, y, x in product(range(t), range(h // m), range(w // m), range(m), range(m))
+        ]
+
+    def embed(self, row):
+        """The convolution, for the one place where its kernel fits."""
+        kernel = self.weights["patch_embed.proj.weight"]
+        channels, frames, side = kernel.shape[1], kernel.shape[2], kernel.shape[3]
+        if row.numel() == channels * side * side and frames > 1:
+            row = row.view(channels, 1, side, side).expand(-1, frames, -1, -1)
+        return torch.nn.functional.conv3d(row.reshape(1, channels, frames, side, side), kernel).flatten()
+
+    def coarse(self, x, places, grid):
+        """Means of 2x2 patches, and between the centres of those a straight line along each axis."""
+        t, h, w = grid
+        at = {place: x[i] for i, place in enumerate(places)}
+        rows, columns = math.ceil(h / 2), math.ceil(w / 2)
+
+        def mean(f, y, x):
+            inside = [at[f, a, b] for a in (2 * y, 2 * y + 1) for b in (2 * x, 2 * x + 1) if a < h and b < w]
+            return sum(inside) / len(inside)
+
+        small = {(f, y, x): mean(f, y, x) for f in range(t) for y in range(rows) for x in range(columns)}
+
+        def between(position, big, little):
+            source = max((position + 0.5) * little / big - 0.5, 0.0)
+            low = int(source)
+            return ((low, 1 - (source - low)), (min(low + 1, little - 1), source - low))
+
+        return torch.stack(
+            [
+                sum(
+                    wy * wx * small[f, sy, sx]
+                    for (sy, wy), (sx, wx) in product(between(y, h, rows), between(x, w, columns))
+                )
+                for f, y, x in places
+            ]
+        )
+
+    def attention(self, name, x, places, grid):
+        config, n = self.config, len(places)
+        query, key, value = self.linear(f"{name}.qkv", x).view(n, 3, config.num_heads, -1).unbind(1)
+        output = torch.zeros_like(query)
+        for head in range(config.num_heads):
+            turned_query = torch.stack([self.turn(query[i, head], places[i]) for i in range(n)])
+            turned_key = torch.stack([self.turn(key[i, head], places[i]) for i in range(n)])
+            for i in range(n):
+                seen = [j for j in range(n) if self.together(places[i], places[j])]
+                scores = [
+                    turned_query[i] @ turned_key[j] / math.sqrt(config.head_dim)
+                    + self.bias(places[i], places[j], grid)
+                    for j in seen
+                ]
+                output[i, head] = torch.stack(scores).softmax(0) @ value[seen, head]
+        return self.linear(f"{name}.proj", output.flatten(1))
+
+    def together(self, a, b):
+        size = self.config.temporal_window_size
+        return size is None or a[0] // size == b[0] // size
+
+    def bias(self, a, b, grid):
+        config = self.config
+        if not config.use_deformable_attention:
+            return 0.0
+        scale = [1 / (side - 1) if side > 1 else 0.0 for side in grid]
+        distance = math.sqrt(sum(((p - q) * s) ** 2 for p, q, s in zip(a, b, scale, strict=True)))
+        beyond = distance > config.deformable_attention_window + 1e-9
+        return -config.deformable_attention_strength * (distance + (100.0 if beyond else 0.0))
+
+    def turn(self, x, place):
+        """Pairs (i, i + half) as complex numbers, turned by position * theta^(-i/half)."""
+        half = len(x) // 2
+        third = 2 * half // 3
+        sections = self.config.mrope_sections or [2 * half - 2 * third, third, third]
+        out = x.clone()
+        for i in range(half):
+            axis = next((a for a in (1, 2) if i % 3 == a and i < 3 * sections[a]), 0)
+            angle = place[axis] * self.config.rope_theta ** (-i / half)
+            out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
+            out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
+        return out
+
+    def merge(self, name, x):
+        x = self.norm(f"{name}.ln_q", x.reshape(-1, x.shape[-1] * self.config.spatial_merge_size**2))
+        x = self.linear(f"{name}.mlp.0", x)
+        return self.linear(f"{name}.mlp.2", x * 0.5 * (1 + torch.erf(x / math.sqrt(2))))
+
+    def linear(self, name, x):
+        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+
+    def norm(self, name, x):
+        x = x - x.mean(-1, keepdim=True)
+        x = x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return x * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+    @staticmethod
+    def gelu_tanh(x):
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+DEFORMABLE = {"use_deformable_attention": True}
+VARIANTS = {
+    "plain": {},
+    "windows": {"temporal_window_size": 2},
+    "deformable": DEFORMABLE,
+    "deformable_near": {**DEFORMABLE, "deformable_attention_window": 0.6, "deformable_attention_strength": 1.5},
+    "deformable_faint": {**DEFORMABLE, "deformable_attention_strength": 0.02},
+    "deformable_windows": {**DEFORMABLE, "temporal_window_size": 1, "deformable_attention_window": 0.5},
+    "progressive": {"use_progressive_patches": True},
+    "sections": {"mrope_sections": [2, 6, 8], "rope_theta": 50},
+    "short_sections": {"mrope_sections": [11, 1, 4]},
+    "no_merge": {"spatial_merge_size": 1, "use_progressive_patches": True},
+    "merge_3": {"spatial_merge_size": 3, "use_progressive_patches": True},
+    "three_frames": {"temporal_patch_size": 3},
+    "one_frame": {"temporal_patch_size": 1},
+    "taps": {"depth": 3, "deepstack_visual_indexes": [0, 2]},
+    "no_taps": {"deepstack_visual_indexes": []},
+    "all": {**DEFORMABLE, "use_progressive_patches": True, "temporal_window_size": 2, "depth": 3,
+            "deepstack_visual_indexes": [1, 2]},
+}  # fmt: skip
+
+
+def items_of(config: ArlowVisionConfig) -> tuple[dict[str, torch.Tensor], list]:
+    """Two images and two videos that fit any merge size, as arguments and one by one."""
+    m = config.spatial_merge_size
+    pictures, clips = [(1, 2 * m, m), (1, m, 3 * m)], [(3, m, m), (1, m, 2 * m)]
+    images, image_grid = random_images(pictures)
+    videos, video_grid = random_images(clips, seed=9, width=STILL * config.temporal_patch_size)
+    arguments = {
+        "pixel_values": images, "grid_thw": image_grid, "pixel_values_videos": videos, "video_grid_thw": video_grid,
+    }  # fmt: skip
+    alone = [
+        *zip(images.split([math.prod(grid) for grid in pictures]), pictures, strict=True),
+        *zip(videos.split([math.prod(grid) for grid in clips]), clips, strict=True),
+    ]
+    return arguments, alone
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_equals_plain_float64(variant: str, attn: str) -> None:
+    """Patches, merged tokens and taps of images and videos packed together equal each item in plain float64."""
+    model = tiny_vision(attn=attn, **VARIANTS[variant])
+    arguments, alone = items_of(model.config)
+    output = model(**arguments)
+    plain = [Plain(model)(rows, grid) for rows, grid in alone]
+    close = {"rtol": 1e-4, "atol": 2e-5}
+    torch.testing.assert_close(output.last_hidden_state.double(), torch.cat([x for x, _, _ in plain]), **close)
+    torch.testing.assert_close(output.pooler_output.double(), torch.cat([x for _, x, _ in plain]), **close)
+    if not model.config.deepstack_visual_indexes:
+        assert output.deepstack_features is None
+        return
+    for tap, wanted in zip(output.deepstack_features, zip(*[taps for _, _, taps in plain], strict=True), strict=True):
+        torch.testing.assert_close(tap.double(), torch.cat(wanted), **close)
+
+
+def test_the_plain_bias_does_something() -> None:
+    """The reference tells the variants apart: without it the comparison above would prove nothing."""
+    rows, grid = random_images([(1, 4, 4)])[0], (1, 4, 4)
+    outputs = []
+    for fields in ({}, DEFORMABLE, VARIANTS["deformable_near"], VARIANTS["sections"]):
+        outputs.append(Plain(tiny_vision(**fields))(rows, grid)[1])
+    for a, b in pairwise(outputs):
+        assert (a - b).abs().max() > 1e-2
+
+
+# Patch embedding
+
+
+@torch.no_grad()
+def test_patch_embedding_is_the_convolution() -> None:
+    """Whole frames through `conv3d` give the rows' embeddings; a still row is a row with the frame repeated."""
+    model = tiny_vision()
+    frames = torch.randn(1, 3, 4, 2 * PATCH, 3 * PATCH)  # two frame groups of 2 x 3 patches
+    weight = model.patch_embed.proj.weight
+    wanted = torch.nn.functional.conv3d(frames, weight, stride=weight.shape[2:])[0].permute(1, 2, 3, 0).flatten(0, 2)
+    cut = frames.view(3, 2, 2, 2, PATCH, 3, PATCH).permute(1, 3, 5, 0, 2, 4, 6)  # [t, h, w, C, T, P, P]
+    torch.testing.assert_close(model.patch_embed(cut.reshape(12, CLIP)), wanted, rtol=1e-5, atol=1e-5)
+    still = torch.randn(5, 3, 1, PATCH, PATCH)
+    repeated = still.expand(-1, -1, 2, -1, -1).reshape(5, CLIP)
+    torch.testing.assert_close(model.patch_embed(still.reshape(5, STILL)), model.patch_embed(repeated))
+
+
+@torch.no_grad()
+def test_still_rows_and_repeated_frames_are_one_image() -> None:
+    """Both widths of image rows give one result through the whole encoder."""
+    model = tiny_vision()
+    rows, grids = random_images([(1, 4, 6), (1, 2, 2)])
+    doubled = rows.view(-1, 3, 1, PATCH**2).expand(-1, -1, 2, -1).reshape(-1, CLIP)
+    a, b = model(rows, grids), model(doubled, grids)
+    torch.testing.assert_close(a.pooler_output, b.pooler_output, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_frame_video_is_a_video() -> None:
+    """A video of one frame group is encoded like the image with the same frames, and is a video to its arguments."""
+    model = tiny_vision(temporal_window_size=2)
+    rows, grid = random_videos([(1, 4, 4)])
+    as_video = model(pixel_values_videos=rows, video_grid_thw=grid)
+    assert torch.equal(as_video.pooler_output, model(rows, grid).pooler_output)
+    with pytest.raises(ValueError, match=r"video_grid_thw"):
+        model(pixel_values_videos=rows, grid_thw=grid)
+
+
+# Packed is alone
+
+
+grid_sides = st.integers(1, 4).map(lambda n: 2 * n)
+grids = st.tuples(st.just(1), grid_sides, grid_sides)
+clips = st.tuples(st.integers(1, 4), grid_sides, grid_sides)
+MIXTURES = [("sdpa", VARIANTS[name]) for name in ("plain", "all", "deformable_windows")] + [("eager", VARIANTS["all"])]
+MODELS = {}
+
+
+@settings(max_examples=12, deadline=None)
+@given(images=st.lists(grids, max_size=4), videos=st.lists(clips, max_size=3))
+@pytest.mark.parametrize("number", range(len(MIXTURES)))
+@torch.no_grad()
+def test_packed_is_alone(number: int, images: list, videos: list) -> None:
+    """Any mixture of images and videos: each gets what it gets alone."""
+    if not images and not videos:
+        return
+    attn, fields = MIXTURES[number]
+    model = MODELS.setdefault(number, tiny_vision(attn=attn, **fields))
+    arguments, alone = {}, []
+    for made, listed, names in (
+        (random_images, images, ("pixel_values", "grid_thw")),
+        (random_videos, videos, ("pixel_values_videos", "video_grid_thw")),
+    ):
+        if listed:
+            rows, thw = made(listed)
+            arguments.update(zip(names, (rows, thw), strict=True))
+            parts = zip(rows.split(thw.prod(-1).tolist()), thw.split(1), strict=True)
+            alone += [model(**dict(zip(names, pair, strict=True))) for pair in parts]
+    together = model(**arguments)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    for name in ("last_hidden_state", "pooler_output"):
+        torch.testing.assert_close(together[name], torch.cat([one[name] for one in alone]), **close)
+    for i, tap in enumerate(together.deepstack_features):
+        torch.testing.assert_close(tap, torch.cat([one.deepstack_features[i] for one in alone]), **close)
+
+
+@torch.no_grad()
+def test_windows_are_blind_to_one_another() -> None:
+    """A change in one window leaves the others as they are, to the bit; without windows it reaches the whole clip."""
+    rows, grid = random_videos([(5, 4, 4)])
+    changed = rows.clone()
+    changed[-1] += 1  # the last group, alone in the last window of two
+    for size, untouched in ((2, True), (None, False)):
+        model = tiny_vision(temporal_window_size=size)
+        before, after = (model(pixel_values_videos=x, video_grid_thw=grid).pooler_output for x in (rows, changed))
+        assert torch.equal(before[:16], after[:16]) is untouched
+        assert not torch.equal(before[16:], after[16:])
+
+
+@torch.no_grad()
+def test_time_matters_across_a_clip() -> None:
+    """Swapping two frame groups changes every token: the first axis of the positions is read."""
+    model = tiny_vision()
+    rows, grid = random_videos([(2, 2, 2)])
+    a = model(pixel_values_videos=rows, video_grid_thw=grid).pooler_output
+    b = model(pixel_values_videos=rows.roll(4, 0), video_grid_thw=grid).pooler_output
+    assert (a - b.roll(1, 0)).abs().max() > 1e-3
+
+
+# Deformable bias
+
+
+def captured_masks(model, monkeypatch, **arguments) -> list:
+    """The mask of every attention call of one forward."""
+    seen, real = [], arlow.vision.attention_function
+
+    def spy(backend):
+        def attend(module, query, key, value, mask, **kwargs):
+            seen.append(mask)
+            return real(backend)(module, query, key, value, mask, **kwargs)
+
+        return attend
+
+    monkeypatch.setattr(arlow.vision, "attention_function", spy)
+    model(**arguments)
+    return seen
+
+
+@torch.no_grad()
+def test_bias_is_one_for_all_heads_and_layers(monkeypatch) -> None:
+    """The bias of a segment is (1, 1, L, L), the same tensor in every block; equal windows share one."""
+    model = tiny_vision(depth=4, temporal_window_size=2, **DEFORMABLE)
+    rows, grid = random_videos([(6, 2, 4), (6, 2, 4)])
+    masks = captured_masks(model, monkeypatch, pixel_values_videos=rows, video_grid_thw=grid)
+    assert len(masks) == 4  # six windows of one geometry: one call per block
+    assert {mask.shape for mask in masks} == {(1, 1, 16, 16)}
+    assert {mask.data_ptr() for mask in masks} == {masks[0].data_ptr()}
+
+
+@torch.no_grad()
+def test_nothing_is_recomputed_per_layer(monkeypatch) -> None:
+    """Positions, rotations and biases are made once per forward, however deep the encoder."""
+
+    def counts(depth: int) -> dict[str, int]:
+        model = tiny_vision(depth=depth, deepstack_visual_indexes=[], **DEFORMABLE)
+        seen = dict.fromkeys(("patch_coordinates", "normalised_distances", "windows"), 0)
+        with monkeypatch.context() as patch:
+            for name in seen:
+                real = getattr(arlow.vision, name)
+
+                def spy(*args, name=name, real=real):
+                    seen[name] += 1
+                    return real(*args)
+
+                patch.setattr(arlow.vision, name, spy)
+            turns = []
+            model.rotary_emb.register_forward_hook(lambda *_: turns.append(1))
+            model(*random_images([(1, 4, 4), (1, 4, 4), (1, 2, 2)]))
+        return {**seen, "rotary": len(turns)}
+
+    assert counts(1) == counts(5)
+    assert counts(1)["normalised_distances"] == 2  # two geometries
+    assert counts(1)["rotary"] == 1
+
+
+@torch.no_grad()
+def test_no_tensor_of_heads_times_tokens_squared() -> None:
+    """With SDPA no operation makes a tensor larger than one bias: nothing of heads x tokens x tokens."""
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            output = func(*args, **(kwargs or {}))
+            for tensor in output if isinstance(output, (tuple, list)) else (output,):
+                if isinstance(tensor, torch.Tensor):
+                    self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+            return output
+
+    model = tiny_vision(num_heads=4, mrope_sections=[4, 2, 2], **DEFORMABLE)
+    tokens = 20 * 20
+    rows, grids = random_images([(1, 20, 20)])
+    with Largest() as largest:
+        model(rows, grids)
+    assert largest.elements <= tokens**2
+
+
+@torch.no_grad()
+def test_a_token_on_the_radius_is_within() -> None:
+    """On a grid of 5 x 5 the default radius of 0.25 is one step: straight neighbours are seen, diagonal ones not."""
+    model = tiny_vision(depth=1, num_heads=1, deepstack_visual_indexes=[], spatial_merge_size=1, **DEFORMABLE)
+    model.set_attn_implementation("eager")
+    output = model(*random_images([(1, 5, 5)]), output_attentions=True)
+    (weights,) = output.attentions[0]
+    seen = (weights[0, 0] > 1e-20).view(5, 5, 5, 5)
+    for y, x, v, u in product(range(5), repeat=4):
+        assert seen[y, x, v, u] == (abs(y - v) + abs(x - u) <= 1)
+
+
+def test_bias_of_one_row_and_one_frame() -> None:
+    """An axis of one place has no distance: no division by zero."""
+    places = torch.tensor([[0, 0, 0], [0, 0, 1]])
+    distance = arlow.vision.normalised_distances(places, arlow.vision.Grid(1, 1, 2))
+    assert distance.tolist() == [[0.0, 1.0], [1.0, 0.0]]
+
+
+# Backends
+
+
+def loop_kernel(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, dropout, causal, window):
+    """A variable-length kernel as a loop over rows: (T, H, D) in and out."""
+    assert not causal
+    assert window == (-1, -1)
+    assert dropout == 0
+    assert cu_q.dtype == torch.int32
+    assert max_q == max(cu_q.diff())
+    output = torch.empty_like(q)
+    for start, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", q[start:end], k[start:end]) * scale
+        output[start:end] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[start:end])
+    return output
+
+
+@pytest.mark.parametrize("variant", ["plain", "windows", "progressive", "taps"])
+@torch.no_grad()
+def test_varlen_path_equals_dense(variant: str, monkeypatch) -> None:
+    """The variable-length path, with a kernel written out here, gives what the dense path gives."""
+    model = tiny_vision(**VARIANTS[variant])
+    arguments, _ = items_of(model.config)
+    dense = model(**arguments)
+    monkeypatch.setattr(arlow.vision, "backend_for", lambda *args, **kwargs: "flash_attn")
+    monkeypatch.setattr(arlow.attention, "load_kernel", lambda name: loop_kernel)
+    packed = model(**arguments)
+    torch.testing.assert_close(packed.last_hidden_state, dense.last_hidden_state, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(packed.pooler_output, dense.pooler_output, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_flash_without_a_gpu_is_sdpa() -> None:
+    """Asking for flash attention on the CPU gives SDPA's result; with the deformable bias, too."""
+    for fields in ({}, DEFORMABLE):
+        model = tiny_vision(**fields)
+        media = random_images([(1, 4, 4)])
+        wanted = model(*media).pooler_output
+        model.set_attn_implementation("flash_attention_2")
+        assert torch.equal(model(*media).pooler_output, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@torch.no_grad()
+def test_half_precision(dtype: torch.dtype, attn: str) -> None:
+    """Half precision runs with every option on and stays near float32; tables of angles keep their float32 values."""
+    model = tiny_vision(attn=attn, **VARIANTS["all"])
+    arguments, _ = items_of(model.config)
+    wanted = model(**arguments).pooler_output
+    table = model.rotary_emb.inv_freq.clone()
+    output = model.to(dtype)(**arguments).pooler_output
+    assert output.dtype == dtype
+    assert torch.equal(model.rotary_emb.inv_freq, table)
+    assert ((output.float() - wanted).norm() / wanted.norm()).item() < 0.05
+
+
+# Outputs, training, weights
+
+
+@torch.no_grad()
+def test_hidden_states_and_attentions() -> None:
+    """`output_hidden_states` gives the input and every block's output; eager attention the weights of each group."""
+    model = tiny_vision(attn="eager", depth=3, deepstack_visual_indexes=[])
+    rows, grids = random_images([(1, 4, 4), (1, 4, 4), (1, 2, 2)])
+    output = model(rows, grids, output_hidden_states=True, output_attentions=True)
+    assert [tuple(x.shape) for x in output.hidden_states] == [(36, 32)] * 4
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    assert torch.equal(output.hidden_states[0], model.patch_embed(rows))
+    assert [[tuple(group.shape) for group in layer] for layer in output.attentions] == [
+        [(2, 2, 16, 16), (1, 2, 4, 4)]
+    ] * 3
+    for layer in output.attentions:
+        for group in layer:
+            torch.testing.assert_close(group.sum(-1), torch.ones(group.shape[:-1]))
+    plain = model(rows, grids)
+    assert plain.hidden_states is None
+    assert plain.attentions is None
+
+
+@torch.no_grad()
+def test_return_dict_false_is_a_tuple() -> None:
+    """`return_dict=False` gives the same as a tuple."""
+    model = tiny_vision()
+    media = random_images([(1, 4, 4)])
+    output, listed = model(*media), model(*media, return_dict=False)
+    assert isinstance(listed, tuple)
+    assert torch.equal(listed[0], output.last_hidden_state)
+    assert torch.equal(listed[1], output.pooler_output)
+
+
+@pytest.mark.parametrize("variant", ["plain", "all"])
+def test_gradient_checkpointing(variant: str) -> None:
+    """With checkpointing every parameter gets the gradient it gets without."""
+    model = tiny_vision(**VARIANTS[variant]).train()
+    arguments, _ = items_of(model.config)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model.zero_grad()
+        output = model(**arguments)
+        (output.pooler_output.pow(2).sum() + sum(tap.sum() for tap in output.deepstack_features)).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_buffers_survive_from_pretrained(tmp_path) -> None:
+    """`from_pretrained` builds on the meta device; the tables come back exact, and so does the output."""
+    model = tiny_vision(**VARIANTS["all"])
+    model.save_pretrained(tmp_path)
+    loaded = ArlowVLVisionModel.from_pretrained(tmp_path)
+    for (name, wanted), (_, buffer) in zip(model.named_buffers(), loaded.named_buffers(), strict=True):
+        assert torch.equal(buffer, wanted), name
+    arguments, _ = items_of(model.config)
+    assert torch.equal(loaded(**arguments).pooler_output, model(**arguments).pooler_output)
+
+
+@pytest.mark.parametrize("folder", ["plain", "rich"])
+def test_parameter_names_of_published_checkpoints(folder: str) -> None:
+    """Names and shapes are those of the earlier checkpoints."""
+    path = FIXTURES / folder
+    if not path.is_dir():
+        pytest.skip("the fixtures of earlier checkpoints are not beside this checkout")
+    fields = json.loads((path / "config.json").read_text())
+    model = ArlowVLVisionModel(ArlowVisionConfig.from_dict({**fields, "model_type": "arlow_vision"}))
+    wanted = json.loads((path / "keys.json").read_text())["tensors"]
+    assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == wanted
+
+
+def test_default_taps() -> None:
+    """Without `deepstack_visual_indexes`: a quarter, the middle and four before the end, from six blocks on."""
+    for depth, wanted in ((5, []), (6, [1, 2, 3]), (8, [2, 4]), (32, [8, 16, 28])):
+        assert ArlowVisionConfig(depth=depth).deepstack_visual_indexes == wanted
+
+
+def test_attention_stays_one_call_per_group(monkeypatch) -> None:
+    """Equal segments side by side are attended in one call: eight images of one size, one call per block."""
+    calls = []
+    real = ArlowVisionAttention._grouped
+
+    def spy(self, attend, query, key, value, groups, kwargs):
+        calls.append([(group.segments, group.length) for group in groups])
+        return real(self, attend, query, key, value, groups, kwargs)
+
+    monkeypatch.setattr(ArlowVisionAttention, "_grouped", spy)
+    tiny_vision()(*random_images([(1, 4, 4)] * 8 + [(1, 2, 2)]))
+    assert calls == [[(8, 16), (1, 4)]] * 2
