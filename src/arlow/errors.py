@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -20,16 +21,27 @@ class CheckpointMismatch(ValueError, RuntimeError):
 def shorten(value: object, limit: int = MAX_VALUE_CHARS) -> str:
     """`value` as text of at most `limit` characters, safe to put into a message: arrays and tensors become their
     shape, objects their class name, so that a message never carries addresses or megabytes."""
-    shape = getattr(value, "shape", None)
-    if shape is not None and not isinstance(value, (str, bytes)):
-        text = f"{type(value).__name__} of shape {tuple(shape)}"
-    elif isinstance(value, bytes):
-        text = f"{len(value)} bytes"
-    elif value is None or isinstance(value, (str, int, float, bool, list, tuple, dict, set)):
-        text = repr(value)
-    else:
-        text = type(value).__name__
+    text = _show(value, limit)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _show(value: Any, limit: int) -> str:
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value[: limit + 1])
+    if isinstance(value, (bytes, bytearray)):
+        return f"{len(value)} bytes"
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(_show(item, limit) for item in value[:limit])
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(value) == 1 else ''})"
+    if isinstance(value, dict):
+        items = itertools.islice(value.items(), limit)
+        return "{" + ", ".join(f"{_show(key, limit)}: {_show(item, limit)}" for key, item in items) + "}"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return f"{type(value).__name__} of shape {tuple(shape)}"
+    return type(value).__name__
 
 
 def message(field: str, value: object, problem: str, remedy: str = "") -> str:
