@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def cross_config(**overrides: Any) -> ArlowTextConfig:
 def causal_lm(config: ArlowTextConfig | None = None, *, seed: int = 0, backend: str = "sdpa") -> ArlowForCausalLM:
     """A float32 model in evaluation mode, the same for the same seed."""
     torch.manual_seed(seed)
-    model = ArlowForCausalLM(config or text_config()).eval()
+    model = ArlowForCausalLM(copy.deepcopy(config) or text_config()).eval()  # models keep the config they are given
     model.set_attn_implementation(backend)
     return model
 
