@@ -6,7 +6,6 @@ import unittest
 from typing import Any
 
 import torch
-from tests import test_fsdp_mixin, test_tensor_parallel_mixin
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_fsdp_mixin import FSDPTesterMixin
@@ -22,6 +21,7 @@ from arlow import (
     ArlowTextConfig,
     ArlowTextModel,
 )
+from tests import test_fsdp_mixin, test_tensor_parallel_mixin
 
 
 # The distributed tests run for a list of Transformers' own model types; `None` means for every model.
@@ -59,6 +59,8 @@ class TextModelTester:
             "num_attention_heads": self.num_attention_heads,
             "num_key_value_heads": self.num_key_value_heads,
             "max_position_embeddings": 512,
+            "use_sliding_window": True,  # the second layer slides
+            "max_window_layers": 1,
             "pad_token_id": self.pad_token_id,
             "bos_token_id": 1,
             "eos_token_id": 2,
@@ -97,6 +99,7 @@ class TextModelTest(
         ArlowForTokenClassification,
         ArlowForQuestionAnswering,
     )
+    test_can_init_all_missing_weights_before_2023 = True  # run it: it reads the age of a model from a file header
 
     def setUp(self) -> None:
         self.model_tester = TextModelTester(self)
