@@ -336,7 +336,12 @@ def load_kernel(name: str) -> Callable:
     """One calling convention over both kernels:
     (q (T, H, D), k, v, cu_query, cu_key, max_query, max_key, *, scale, dropout, causal, window) -> (T, H, D)."""
     if name == "flash_attn":
-        from flash_attn import flash_attn_varlen_func
+        try:
+            from flash_attn import flash_attn_varlen_func
+        except ImportError as error:
+            raise ImportError(
+                "flash-attn is not installed; install the extra with pip install 'arlow[flash]'"
+            ) from error
 
         def flash(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, dropout, causal, window):
             return flash_attn_varlen_func(
