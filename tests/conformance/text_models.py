@@ -9,7 +9,7 @@ import torch
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_fsdp_mixin import FSDPTesterMixin
-from tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
+from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
 from tests.test_tensor_parallel_mixin import TensorParallelTesterMixin
 from tests.test_training_mixin import TrainingTesterMixin
 
@@ -103,3 +103,28 @@ class TextModelTest(
 
     def setUp(self) -> None:
         self.model_tester = TextModelTester(self)
+
+
+class CrossAttentionModelTester(TextModelTester):
+    """The same with cross-attention in the second layer."""
+
+    def __init__(self, parent: unittest.TestCase) -> None:
+        super().__init__(parent, use_cross_attention=True, cross_attention_layers=[1], encoder_hidden_size=24)
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[ArlowTextConfig, dict[str, torch.Tensor]]:
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        shape = (self.batch_size, 5)
+        encoder = {
+            "encoder_hidden_states": floats_tensor([*shape, config.encoder_hidden_size]),
+            "encoder_attention_mask": random_attention_mask(shape),
+        }
+        return config, {**inputs, **encoder}
+
+
+class CrossAttentionModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
+    model_tester = None
+    all_model_classes = (ArlowTextModel, ArlowForCausalLM)
+    test_can_init_all_missing_weights_before_2023 = True
+
+    def setUp(self) -> None:
+        self.model_tester = CrossAttentionModelTester(self)
