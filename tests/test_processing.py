@@ -357,7 +357,12 @@ def test_keywords_reach_their_receiver_directly_and_nested(mp4, caplog):
 
 
 def test_template_variables_pass_through():
-    """A keyword that the template names is its variable, whatever else it could mean."""
+    """A keyword that the template names is its variable, whatever else it could mean; `..._token` names a token."""
+    token = "{{ image_token }}{{ name }}"
+    out = PROCESSOR.apply_chat_template(
+        user("a"), chat_template=token, image_token="<image>", name="<image>", images=picture(), **TENSORS
+    )
+    assert out["input_ids"][0].tolist().count(TOKENIZER.image_token_id) == 6
     template = "{{ fps }} {{ messages[0]['content'] }}"
     assert PROCESSOR.apply_chat_template([{"role": "user", "content": "a"}], chat_template=template, fps="x") == "x a"
 
@@ -377,20 +382,20 @@ def test_template_variables_pass_through():
         (lambda: PROCESSOR(text=["a", None]), TypeError, r"text\[1\]=None"),
         (lambda: PROCESSOR(text=[]), ValueError, r"text=\[\]"),
         (lambda: PROCESSOR(), ValueError, "needs text"),
-        (lambda: PROCESSOR(text="<image>"), ValueError, "1 <image> placeholders.*0 images"),
-        (lambda: PROCESSOR(text="a", images=picture()), ValueError, "0 <image> placeholders.*1 images"),
-        (lambda: PROCESSOR(text="<video>", videos=[[]]), ValueError, "1 <video> placeholders.*0 videos"),
+        (lambda: PROCESSOR(text="<image>"), ValueError, "found 1 <image> .*0 images"),
+        (lambda: PROCESSOR(text="a", images=picture()), ValueError, "found 0 <image> .*1 images"),
+        (lambda: PROCESSOR(text="<video>", videos=[[]]), ValueError, "found 1 <video> .*0 videos"),
         (
             lambda: PROCESSOR(text=["<image>"] * 2, images=[[picture()] * 2, []]),
             ValueError,
-            "row 0: 1 <image> placeholders, 2 images",
+            "row 0: .*found 1 <image> and 2 images",
         ),
-        (lambda: PROCESSOR(text=["<image>"] * 2, images=[[picture()] * 2]), ValueError, "lists for 1 rows.*2 rows"),
+        (lambda: PROCESSOR(text=["<image>"] * 2, images=[[picture()] * 2]), ValueError, "images for 1 rows of 2"),
         (lambda: PROCESSOR(text=["a", "<image>"], images=[picture()] * 2), ValueError, "row 0: 0, row 1: 1.*2 images"),
         (
             lambda: PROCESSOR.apply_chat_template([user(image()), user({"type": "image"}, image())], **TENSORS),
             ValueError,
-            "row 1: 2 <image> placeholders, 1 images",
+            "row 1: .*found 2 <image> and 1 images",
         ),
         (
             lambda: PROCESSOR.apply_chat_template(user(image()), images=[picture()], **TENSORS),

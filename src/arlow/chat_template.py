@@ -13,7 +13,7 @@ import itertools
 import json
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +137,7 @@ def refuse_unknown(where: str, given: Iterable[str], known: Collection[str]) -> 
 # --- Checking ------------------------------------------------------------------------------------------------------
 
 
-def split_batch(conversation: Any) -> tuple[list[Sequence[Mapping]], bool]:
+def split_batch(conversation: Any) -> tuple[list[Any], bool]:
     """Conversations of a call, and whether it was a batch: a list of messages is one, a list of lists is many."""
     conversation = getattr(conversation, "messages", conversation)  # the pipelines' own record of a chat
     if not isinstance(conversation, (list, tuple)):
@@ -256,7 +256,7 @@ def check_tools(tools: Any) -> list[dict[str, Any]] | None:
 def _check_tool(tool: Any, name: str) -> dict[str, Any]:
     if isinstance(tool, Mapping):
         return dict(tool)
-    if not isinstance(tool, Callable):
+    if not callable(tool):
         raise TypeError(message(name, tool, "is neither a JSON schema nor a function"))
     try:
         return get_json_schema(tool)
@@ -288,7 +288,7 @@ def render_prompts(
     template: str,
     control_tokens: Sequence[str],
     tools: list[dict[str, Any]] | None = None,
-    documents: list[dict[str, Any]] | None = None,
+    documents: Sequence[Mapping] | None = None,
     variables: Mapping[str, Any] | None = None,
     own_variables: Mapping[str, str] | None = None,
     add_generation_prompt: bool = False,
@@ -319,7 +319,7 @@ def render_prompts(
             )
     except TemplateError as error:
         raise ValueError(f"chat template: {error}"[:MAX_MESSAGE_CHARS]) from error
-    return [mark.take(text, spans) for text, spans in itertools.zip_longest(texts, generated, fillvalue=())]
+    return [mark.take(text, spans) for text, spans in zip(texts, generated or itertools.repeat(()), strict=False)]
 
 
 def _without_sources(messages: Sequence[Mapping]) -> list[dict[str, Any]]:
@@ -392,8 +392,11 @@ class _Marker:
             removed += [match.start(), match.end() - 1] if token else [match.start()]
             last = match.end()
         kept.append(text[last:])
-        spans = tuple(tuple(at - bisect.bisect_left(removed, at) for at in span) for span in generated)
-        return Prompt("".join(kept), tuple(literals), spans)
+        spans = [
+            (start - bisect.bisect_left(removed, start), end - bisect.bisect_left(removed, end))
+            for start, end in generated
+        ]
+        return Prompt("".join(kept), tuple(literals), tuple(spans))
 
 
 def _escaped(char: str) -> str:

@@ -76,8 +76,8 @@ class Medium:
     @property
     def timestamps(self) -> list[float] | None:
         """Seconds of the frame groups, or None."""
-        times = [view.time for view in self.views]
-        return None if None in times else times
+        times = [view.time for view in self.views if view.time is not None]
+        return times if len(times) == len(self.views) else None
 
 
 @dataclass(frozen=True)

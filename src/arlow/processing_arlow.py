@@ -512,17 +512,18 @@ class _Media:
 
     def check(self, wanted: list[int], *, token: str) -> None:
         """Raise `ValueError` unless the media fit `wanted`, the number of placeholders of each row."""
+        rule = f"{token} tokens in the prompts should be the same as the number of {self.kind}s"
         if self.rows is not None and len(self.rows) != len(wanted):
-            raise ValueError(f"{self.kind}s: lists for {len(self.rows)} rows, but text has {len(wanted)} rows")
+            raise ValueError(f"{rule} in each row; there are {self.kind}s for {len(self.rows)} rows of {len(wanted)}")
         if self.rows is not None:
             for row, (placeholders, media) in enumerate(zip(wanted, self.rows, strict=True)):
                 if placeholders != media:
-                    raise ValueError(f"row {row}: {placeholders} {token} placeholders, {media} {self.kind}s")
+                    raise ValueError(f"row {row}: {rule}; found {placeholders} {token} and {media} {self.kind}s")
         elif sum(wanted) != self.total:
-            where = ", ".join(f"row {row}: {count}" for row, count in enumerate(wanted[:8])) or "no row"
+            where = ", ".join(f"row {row}: {count}" for row, count in enumerate(wanted[:8]))
             where += ", ..." if len(wanted) > 8 else ""
-            total = f"{sum(wanted)} {token} placeholders ({where})"
-            raise ValueError(f"text has {total}, but there are {self.total} {self.kind}s")
+            found = f"found {sum(wanted)} {token} ({where}) and {self.total} {self.kind}s"
+            raise ValueError(f"{rule}; {found}")
 
 
 def _is_nested(given: Any) -> bool:

@@ -77,8 +77,8 @@ class ArlowTokenizer(TokenizersBackend):
         tokenizer_file: path of `tokenizer.json`; it wins over the other two.
         vocab: `{token: id}` with all 256 byte symbols, or the path of such a JSON file.
         merges: pairs of tokens in order of rank, or the path of a `merges.txt`.
-        tokenizer_object: a `tokenizers.Tokenizer`.
-        **kwargs: as in Transformers: `eos_token`, `pad_token`, `image_token`, `chat_template`, `padding_side`, ...
+        **kwargs: as in Transformers: `tokenizer_object` (a `tokenizers.Tokenizer`), `eos_token`, `pad_token`,
+            `image_token`, `chat_template`, `padding_side`, ...
 
     Raises:
         OSError: a file cannot be read.
@@ -102,9 +102,9 @@ class ArlowTokenizer(TokenizersBackend):
         *,
         vocab: Mapping[str, int] | str | os.PathLike | None = None,
         merges: Sequence[Any] | str | os.PathLike | None = None,
-        tokenizer_object: Tokenizer | None = None,
         **kwargs: Any,
     ):
+        tokenizer_object = kwargs.pop("tokenizer_object", None)
         if tokenizer_object is not None:
             backend = Tokenizer.from_str(tokenizer_object.to_str())
         elif tokenizer_file is not None:
@@ -210,6 +210,10 @@ class ArlowTokenizer(TokenizersBackend):
         if documents is not None and "documents" not in known:
             raise ValueError(f"documents={len(documents)} items: this chat template does not show documents")
         roles = ROLES if template == CHAT_TEMPLATE else None
+        variables = variables or {}
+        # By convention a variable called `..._token` is a token the caller means, not something people typed.
+        tokens = {key: value for key, value in variables.items() if key.endswith("_token")}
+        tokens = {**self.special_tokens_map, **tokens}
         checked = [
             check_conversation(chat, name=f"conversation[{row}]" if batched else "conversation", roles=roles)
             for row, chat in enumerate(conversations)
@@ -220,8 +224,8 @@ class ArlowTokenizer(TokenizersBackend):
             control_tokens=self._get_control_tokens(template),
             tools=check_tools(tools),
             documents=documents,
-            variables=variables,
-            own_variables=self.special_tokens_map,
+            variables={key: value for key, value in variables.items() if key not in tokens},
+            own_variables=tokens,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             mark_generated=mark_generated,
@@ -497,15 +501,14 @@ def _read_vocab(vocab: Any, vocab_file: str | os.PathLike | None) -> Mapping[str
 
 
 def _read_merges(merges: Any, merges_file: str | os.PathLike | None) -> list[tuple[str, str]]:
-    if merges is None and merges_file is None:
+    given = merges_file if merges is None else merges
+    if given is None:
         raise ValueError("merges=None: a vocabulary needs its merges (merges_file or merges)")
-    if merges is not None and not isinstance(merges, (str, os.PathLike)):
-        lines: Iterable[Any] = merges
-    else:
-        path = merges if merges is not None else merges_file
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    lines: Any = given
+    if isinstance(given, (str, os.PathLike)):
+        lines = Path(given).read_text(encoding="utf-8").split("\n")
         lines = [line for line in lines if line and not line.startswith("#version")]
-    pairs = [tuple(line.split(" ")) if isinstance(line, str) else tuple(line) for line in lines]
+    pairs: list[Any] = [tuple(line.split(" ")) if isinstance(line, str) else tuple(line) for line in lines]
     for row, pair in enumerate(pairs):
         if len(pair) != 2:
             raise ValueError(message(f"merges[{row}]", pair, "is not a pair of tokens"))
