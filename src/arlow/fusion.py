@@ -17,7 +17,7 @@ from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tu
 from .checks import check_inputs, check_token_types
 from .configuration_arlow import ArlowConfig
 from .errors import message
-from .positions import IMAGE, VIDEO, check_placeholders, get_rope_index
+from .positions import IMAGE, MODALITIES, VIDEO, check_placeholders, count_placeholders, get_rope_index
 from .text import ArlowPreTrainedModel, ArlowTextModel, count_positions
 from .vision import ArlowVisionOutput, ArlowVLVisionModel
 
@@ -77,6 +77,7 @@ class ArlowModel(ArlowPreTrainedModel):
         Returns:
             `pooler_output`: one (M_i, E) tensor per image; `deepstack_features`: per tap the same, or `None`.
         """
+        image_grid_thw = on_host(image_grid_thw)
         output = self.visual(pixel_values, image_grid_thw, return_dict=True, **kwargs)
         return self._per_item(output, image_grid_thw)
 
@@ -86,6 +87,7 @@ class ArlowModel(ArlowPreTrainedModel):
         self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor | None = None, **kwargs: Any
     ) -> ArlowVisionOutput:
         """Encode videos: rows (patches, C*T*P*P) and grids (videos, 3), as `get_image_features` for images."""
+        video_grid_thw = on_host(video_grid_thw)
         videos = {"pixel_values_videos": pixel_values_videos, "video_grid_thw": video_grid_thw}
         output = self.visual(**videos, return_dict=True, **kwargs)
         return self._per_item(output, video_grid_thw)
@@ -162,15 +164,17 @@ class ArlowModel(ArlowPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         found = self._placeholders(input_ids, inputs_embeds)
         # What the processor marked decides: a placeholder token that the model itself wrote later is text.
-        types = found if mm_token_type_ids is None else mm_token_type_ids[:, -found.shape[1] :].to(found)
+        types = found if mm_token_type_ids is None else aligned_types(mm_token_type_ids, found)
+        image_grid_thw, video_grid_thw = on_host(image_grid_thw), on_host(video_grid_thw)
         grids = {IMAGE: image_grid_thw, VIDEO: video_grid_thw}
 
         features = mm_encoder_outputs or {}
         if pixel_values is not None or pixel_values_videos is not None:
-            self._check_rows(types, pixel_values, grids[IMAGE], IMAGE)
-            self._check_rows(types, pixel_values_videos, grids[VIDEO], VIDEO)
+            self._check_grids(types, found, {IMAGE: pixel_values, VIDEO: pixel_values_videos}, grids)
             features = self._encode(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-        self._check_features(types, found, features, past_key_values)
+        elif features or past_key_values is None or _seen(past_key_values) == 0:
+            # A later step may see a placeholder that the model itself wrote; a prompt may not hold one for nothing.
+            self._check_features(types, found, features)
         if position_ids is None:
             position_ids = self._positions(types, inputs_embeds, attention_mask, past_key_values, grids)
         inputs_embeds, deepstack = self._fuse(inputs_embeds, types, features)
@@ -184,7 +188,7 @@ class ArlowModel(ArlowPreTrainedModel):
             deepstack=deepstack,
             **kwargs,
         )
-        remember_delta(outputs.past_key_values, position_ids)
+        remember_delta(outputs.past_key_values, position_ids, attention_mask)
         return outputs
 
     def _placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
@@ -199,35 +203,35 @@ class ArlowModel(ArlowPreTrainedModel):
             types = types.masked_fill(here, kind)
         return types
 
-    def _check_rows(
-        self, types: torch.Tensor, pixels: torch.Tensor | None, grid: torch.Tensor | None, kind: int
-    ) -> None:
-        """Placeholders against grids, row by row, before anything is encoded."""
-        if pixels is None or grid is None:  # missing grids are refused by the encoder, which names their shape
-            return
-        check_placeholders((types == kind).sum(-1), item_sizes(grid, self.visual.spatial_merge_size), kind)
-
-    def _check_features(
+    def _check_grids(
         self,
         types: torch.Tensor,
         found: torch.Tensor,
-        features: dict[str, ArlowVisionOutput],
-        past_key_values: Cache | None,
+        pixels: dict[int, torch.Tensor | None],
+        grids: dict[int, torch.Tensor | None],
     ) -> None:
-        """As many feature rows as placeholders. A placeholder without any features is refused in a prompt; a later
-        step may see one that the model itself wrote."""
+        """Placeholders against grids, row by row, before anything is encoded."""
+        check_token_types(types, found)
+        counts = count_placeholders(types)
+        for kind in MODALITIES:
+            if pixels[kind] is None:
+                check_placeholders(counts[kind], [], kind)
+            elif grids[kind] is not None:  # a missing grid is refused by the encoder, which says what it must be
+                check_placeholders(counts[kind], item_sizes(grids[kind], self.visual.spatial_merge_size), kind)
+
+    def _check_features(
+        self, types: torch.Tensor, found: torch.Tensor, features: dict[str, ArlowVisionOutput]
+    ) -> None:
+        """As many feature rows as placeholders; a chunk of a prompt may hold parts of items."""
         if torch.compiler.is_compiling():
             return
-        fresh = past_key_values is None or (not features and _seen(past_key_values) == 0)
-        if not features and not fresh:
-            return
         check_token_types(types, found)
-        for kind, name in ((IMAGE, "image"), (VIDEO, "video")):
+        counts = count_placeholders(types)
+        for kind, name in MODALITIES.items():
             output = features.get(name)
             rows = 0 if output is None else sum(len(item) for item in output.pooler_output)
-            count = int((types == kind).sum())
-            if count != rows:
-                problem = f"the text has {count} {name} placeholder tokens for {rows} {name} features"
+            if sum(counts[kind]) != rows:
+                problem = f"the text has {sum(counts[kind])} {name} placeholder tokens for {rows} {name} features"
                 raise ValueError(message(f"{name} features", rows, problem, "see the processor's output"))
 
     def _positions(
@@ -254,7 +258,7 @@ class ArlowModel(ArlowPreTrainedModel):
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor] | None]:
         """Embeddings (B, S, E) with the features in place, and what each decoder layer adds (B, S, E)."""
         deepstack: dict[int, torch.Tensor] = {}
-        for kind, name in ((IMAGE, "image"), (VIDEO, "video")):
+        for kind, name in MODALITIES.items():
             output = features.get(name)
             if output is None:
                 continue
@@ -267,12 +271,24 @@ class ArlowModel(ArlowPreTrainedModel):
         return inputs_embeds, deepstack or None
 
 
+def aligned_types(marked: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Types (B, S) of the new tokens from those of the whole conversation. Assisted decoding adds its candidates to
+    the ids only: what comes after the marked tokens is text."""
+    missing = max(found.shape[1] - marked.shape[1], 0)
+    return torch.nn.functional.pad(marked, (0, missing))[:, -found.shape[1] :].to(found)
+
+
 def _joined(items: tuple[torch.Tensor, ...] | list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     return torch.cat(tuple(items)).to(like)  # [M, E]
 
 
 def _seen(cache: Cache) -> int:
     return int(cache.get_seq_length())
+
+
+def on_host(grids: torch.Tensor | None) -> torch.Tensor | None:
+    """Grids are read as Python numbers in several places: fetched from the device once, they cost one wait."""
+    return None if grids is None else grids.cpu()
 
 
 def item_sizes(grids: torch.Tensor | None, merge: int) -> list[int]:
@@ -283,13 +299,20 @@ def item_sizes(grids: torch.Tensor | None, merge: int) -> list[int]:
 # Positions across the turns of a conversation
 
 
-def remember_delta(cache: Cache | None, position_ids: torch.Tensor | None) -> None:
+def remember_delta(
+    cache: Cache | None, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | dict | None
+) -> None:
     """Keep on the cache how far the axes are ahead of the text positions, (B, 1), for a turn that gives none."""
     if cache is None or position_ids is None or position_ids.ndim != 3 or torch.compiler.is_compiling():
         return
+    axes = position_ids[-3:].amax(dim=(0, 2))  # [B]
     if len(position_ids) == 4:
-        ahead = position_ids[1:].amax(dim=(0, 2)) - position_ids[0].amax(dim=-1)
-        cache.rope_delta = ahead[:, None]
+        text = position_ids[0].amax(dim=-1)
+    elif isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        text = attention_mask.sum(-1) - 1
+    else:
+        text = _seen(cache) - 1
+    cache.rope_delta = (axes - text)[:, None]
 
 
 def continue_positions(
@@ -329,12 +352,13 @@ def uncached_items(ids: torch.Tensor, past: int, sizes: list[int], token: int, k
     only the new ones. `token` is the placeholder's id.
     """
     here = ids == token
-    if sum(sizes) != int(here.sum()):  # not all of them: then they must be exactly the new ones
-        check_placeholders(here[:, past:].sum(-1), sizes, kind)
+    all_counts, old_counts = torch.stack((here.sum(-1), here[:, :past].sum(-1))).tolist()
+    if sum(sizes) != sum(all_counts):  # not all of them: then they must be exactly the new ones
+        check_placeholders([all_ - old for all_, old in zip(all_counts, old_counts, strict=True)], sizes, kind)
         return [True] * len(sizes)
-    held = check_placeholders(here.sum(-1), sizes, kind)
+    held = check_placeholders(all_counts, sizes, kind)
     new, item = [], 0
-    for count, before in zip(held, here[:, :past].sum(-1).tolist(), strict=True):
+    for count, before in zip(held, old_counts, strict=True):
         for size in sizes[item : item + count]:
             new.append(before <= 0)
             before -= size

@@ -53,13 +53,14 @@ def get_rope_index(
         real = attention_mask.to(device).bool()
     types = torch.where(real, mm_token_type_ids.to(device), -1)
 
+    counts = count_placeholders(types)
     advance = (types == TEXT).long()  # how far the position moves on after each token
     offsets = torch.zeros(2, *types.shape, dtype=torch.long, device=device)  # row and column within an item
     for kind, grids in ((IMAGE, image_grid_thw), (VIDEO, video_grid_thw)):
         items = merged_grids(grids, spatial_merge_size)
-        here = types == kind
-        check_placeholders(here.sum(-1), [groups * rows * columns for groups, rows, columns in items], kind)
+        check_placeholders(counts[kind], [groups * rows * columns for groups, rows, columns in items], kind)
         if items:
+            here = types == kind
             tokens = _item_tokens([(rows, columns) for groups, rows, columns in items for _ in range(groups)], device)
             advance = advance.masked_scatter(here, tokens[0])
             offsets = offsets.masked_scatter(here.expand_as(offsets), tokens[1:])
@@ -92,11 +93,18 @@ def _item_tokens(sides: list[tuple[int, int]], device: torch.device) -> torch.Te
     return torch.stack((advance, index // columns[item], index % columns[item]))
 
 
-def check_placeholders(counts: torch.Tensor, sizes: list[int], kind: int) -> list[int]:
+def count_placeholders(types: torch.Tensor) -> dict[int, list[int]]:
+    """Image and video placeholders of each row of `types` (B, S): one look at the device."""
+    kinds = torch.tensor(list(MODALITIES), device=types.device)
+    per_row = (types == kinds[:, None, None]).sum(-1).tolist()
+    return dict(zip(MODALITIES, per_row, strict=True))
+
+
+def check_placeholders(counts: list[int], sizes: list[int], kind: int) -> list[int]:
     """Match rows with items: every row must hold whole items only.
 
     Args:
-        counts: (B,) placeholders per row.
+        counts: placeholders of each row.
         sizes: merged tokens of each item, in order over the whole batch.
         kind: `IMAGE` or `VIDEO`.
 
@@ -109,7 +117,7 @@ def check_placeholders(counts: torch.Tensor, sizes: list[int], kind: int) -> lis
     name = MODALITIES[kind]
     ends = list(accumulate(sizes))
     held, first, used = [], 0, 0
-    for row, count in enumerate(counts.tolist()):
+    for row, count in enumerate(counts):
         used += count
         last = first
         while last < len(ends) and ends[last] <= used:
