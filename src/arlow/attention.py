@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -186,8 +185,7 @@ def make_masks(
     kinds = dict.fromkeys(config.layer_types)
     if backend in FLASH_KERNELS:
         return backend, {kind: _varlen_plan(kind, inputs_embeds, attention_mask, cache, packed) for kind in kinds}
-    # Only these fields of the config are read. The name must be the one that runs, not the one asked for.
-    view = SimpleNamespace(_attn_implementation=backend, sliding_window=config.sliding_window, is_causal=True)
+    view = _MaskConfig(backend, config.sliding_window)
     same = None if packed is None else lambda b, h, q, k: packed[b, q] == packed[b, k]
     return backend, {
         kind: MASK_MAKERS[kind](
@@ -199,6 +197,17 @@ def make_masks(
         )
         for kind in kinds
     }
+
+
+class _MaskConfig:
+    """The fields of a config that the mask makers read, with the backend that runs instead of the one asked for.
+    A class of our own, because a compiled forward can make one of those."""
+
+    is_causal = True
+
+    def __init__(self, backend: str, sliding_window: int | None) -> None:
+        self._attn_implementation = backend
+        self.sliding_window = sliding_window
 
 
 def _length(cache: Cache | None) -> int:

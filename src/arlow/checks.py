@@ -76,3 +76,23 @@ def check_token_types(marked: torch.Tensor, found: torch.Tensor) -> None:
             "video_token_id: tokenizer and config disagree"
         )
         raise ValueError(message("mm_token_type_ids", marked, problem))
+
+
+def check_labels(
+    labels: torch.Tensor | None, tokens: torch.Tensor | None, vocab_size: int, logits_to_keep: int | torch.Tensor
+) -> None:
+    """Labels for every token of a forward, and nothing but ids and -100 among them. `tokens`: ids (B, S) or
+    embeddings (B, S, E)."""
+    if labels is None or tokens is None:
+        return
+    if labels.shape != tokens.shape[:2]:
+        raise ValueError(message("labels", labels, f"must have the shape of the input, {tuple(tokens.shape[:2])}"))
+    if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep != 0:
+        problem = "the loss needs the logits of every position"
+        raise ValueError(message("logits_to_keep", logits_to_keep, problem, "leave it at 0 when giving labels"))
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
+        outside = ((labels < 0) & (labels != -100)) | (labels >= vocab_size)
+        if bool(outside.any()):
+            place = tuple(outside.nonzero()[0].tolist())
+            problem = f"neither -100 nor a token of the vocabulary of {vocab_size}"
+            raise ValueError(message(f"labels{list(place)}", int(labels[place]), problem))

@@ -23,6 +23,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto import AutoModel
 from transformers.utils.generic import can_return_tuple
 
+from .checks import check_labels
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
 from .fusion import ArlowModel, continue_positions, item_sizes, uncached_items
 from .positions import IMAGE, VIDEO
@@ -124,6 +125,8 @@ class ArlowForCausalLM(ArlowPreTrainedModel, GenerationMixin):
         Returns:
             `logits` (B, S, vocab), `loss` with `labels`, `past_key_values`, and what was asked to be recorded.
         """
+        tokens = inputs_embeds if input_ids is None else input_ids
+        check_labels(labels, tokens, self.config.get_text_config().vocab_size, logits_to_keep)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -207,6 +210,8 @@ class ArlowForConditionalGeneration(ArlowPreTrainedModel, GenerationMixin):
         Returns:
             `logits` (B, S, vocab), `loss` with `labels`, `past_key_values`, and what was asked to be recorded.
         """
+        tokens = inputs_embeds if input_ids is None else input_ids
+        check_labels(labels, tokens, self.config.get_text_config().vocab_size, logits_to_keep)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
