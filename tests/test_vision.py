@@ -165,7 +165,7 @@ VARIANTS = {
     "deformable_windows": {**DEFORMABLE, "temporal_window_size": 1, "deformable_attention_window": 0.5},
     "progressive": {"use_progressive_patches": True},
     "sections": {"mrope_sections": [2, 6, 8], "rope_theta": 50},
-    "short_sections": {"mrope_sections": [11, 2, 3]},
+    "short_sections": {"mrope_sections": [11, 2, 3], "rope_theta": 50},
     "no_merge": {"spatial_merge_size": 1, "use_progressive_patches": True},
     "merge_3": {"spatial_merge_size": 3, "use_progressive_patches": True},
     "three_frames": {"temporal_patch_size": 3},

@@ -174,7 +174,8 @@ class ArlowModel(ArlowPreTrainedModel):
             features = self._encode(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
         elif features or past_key_values is None or _seen(past_key_values) == 0:
             # A later step may see a placeholder that the model itself wrote; a prompt may not hold one for nothing.
-            self._check_features(types, found, features)
+            # Embeddings may have their features in place: then only what still is a placeholder's embedding counts.
+            self._check_features(types if features or input_ids is not None else found, found, features)
         if position_ids is None:
             position_ids = self._positions(types, inputs_embeds, attention_mask, past_key_values, grids)
         inputs_embeds, deepstack = self._fuse(inputs_embeds, types, features)
@@ -222,17 +223,19 @@ class ArlowModel(ArlowPreTrainedModel):
     def _check_features(
         self, types: torch.Tensor, found: torch.Tensor, features: dict[str, ArlowVisionOutput]
     ) -> None:
-        """As many feature rows as placeholders; a chunk of a prompt may hold parts of items."""
+        """As many feature rows as placeholders, row by row; a chunk of a prompt may hold parts of items."""
         if torch.compiler.is_compiling():
             return
         check_token_types(types, found)
         counts = count_placeholders(types)
         for kind, name in MODALITIES.items():
             output = features.get(name)
-            rows = 0 if output is None else sum(len(item) for item in output.pooler_output)
-            if sum(counts[kind]) != rows:
-                problem = f"the text has {sum(counts[kind])} {name} placeholder tokens for {rows} {name} features"
-                raise ValueError(message(f"{name} features", rows, problem, "see the processor's output"))
+            sizes = [] if output is None else [len(item) for item in output.pooler_output]
+            if sum(counts[kind]) != sum(sizes):
+                problem = f"the text has {sum(counts[kind])} {name} placeholder tokens for {sum(sizes)} {name} features"
+                raise ValueError(message(f"{name} features", sum(sizes), problem, "see the processor's output"))
+            if len(sizes) > 1:  # a chunk comes as one piece, over all rows
+                check_placeholders(counts[kind], sizes, kind)
 
     def _positions(
         self,
@@ -244,7 +247,9 @@ class ArlowModel(ArlowPreTrainedModel):
     ) -> torch.Tensor | None:
         """Positions of the new tokens, (4, B, S) with the text row first, when the caller gave none; `None` leaves
         plain text to the decoder."""
-        delta = getattr(past_key_values, "rope_delta", None)
+        delta = None
+        if past_key_values is not None and _seen(past_key_values) > 0:  # a cache that was reset keeps its attributes
+            delta = getattr(past_key_values, "rope_delta", None)
         media = any(grid is not None for grid in grids.values())
         if delta is None and not media:
             return None
