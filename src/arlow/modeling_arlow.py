@@ -281,6 +281,27 @@ class ArlowForConditionalGeneration(ArlowPreTrainedModel, GenerationMixin):
                     model_kwargs.pop(name, None)
         return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
 
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, *, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As the library's, but a model that drafts for another one sees the media, too: its prefill does not count
+        as a first iteration there, and only those get features."""
+        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        features, ids = kwargs.get("mm_encoder_outputs"), inputs["input_ids"]
+        drafts = features and "mm_encoder_outputs" not in inputs and ids.shape[1] > 1 and not _cached_tokens(kwargs)
+        if drafts and self._fits(features):
+            inputs["mm_encoder_outputs"] = features
+        elif drafts:  # made for a model of another size: this one drafts from the text alone
+            inputs["mm_token_type_ids"] = torch.zeros_like(ids)
+        return inputs
+
+    def _fits(self, features: dict[str, ArlowVisionOutput]) -> bool:
+        width, taps = self.config.text_config.hidden_size, len(self.config.vision_config.deepstack_visual_indexes)
+        return all(
+            output.pooler_output[0].shape[-1] == width and len(output.deepstack_features or ()) == taps
+            for output in features.values()
+        )
+
     def _prompt_ids(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]) -> torch.Tensor | None:
         if inputs_tensor.ndim == 2:
             return inputs_tensor
