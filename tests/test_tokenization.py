@@ -260,6 +260,11 @@ def test_outputs_of_every_kind(tensors):
         assert np.array_equal(np.asarray(encoded[key]), np.asarray(rows))
 
 
+def test_a_batch_of_nothing_is_empty():
+    """An empty batch gives empty columns."""
+    assert TOKENIZER([]).data == {"input_ids": [], "attention_mask": []}
+
+
 def test_calls_from_many_threads_do_not_disturb_each_other():
     """Padding, truncation, lengths and special-token handling of one call never show in another."""
     tokenizer = tiny_tokenizer()

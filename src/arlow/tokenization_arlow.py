@@ -282,26 +282,25 @@ class ArlowTokenizer(TokenizersBackend):
         texts = [prompt.text for prompt in prompts]
         if not tokenize:
             return texts if batched else texts[0]
-        options = {"add_special_tokens": False, **(tokenizer_kwargs or {})}
+        options = {"add_special_tokens": False, **(tokenizer_kwargs or {}), "return_tensors": return_tensors}
         if return_assistant_tokens_mask:
-            options["return_offsets_mapping"] = True
-        single = not batched and return_tensors is None
+            options.update(return_offsets_mapping=True, return_tensors=None)
         encoded = self(
-            texts[0] if single else texts,
+            texts,
             padding=padding,
             truncation=truncation,
             max_length=max_length,
-            return_tensors=return_tensors,
             literal_spans=None if sanitize_control_tokens is False else [prompt.literals for prompt in prompts],
             **options,
         )
         if return_assistant_tokens_mask:
-            offsets = encoded["offset_mapping"] if not single else [encoded["offset_mapping"]]
-            masks = [mask_spans(row, prompt.generated) for row, prompt in zip(offsets, prompts, strict=True)]
+            rows = zip(encoded["offset_mapping"], prompts, strict=True)
+            encoded["assistant_masks"] = [mask_spans(offsets, prompt.generated) for offsets, prompt in rows]
             if not (tokenizer_kwargs or {}).get("return_offsets_mapping"):
                 del encoded["offset_mapping"]
-            encoded["assistant_masks"] = masks[0] if single else masks
             encoded.convert_to_tensors(tensor_type=return_tensors)
+        if not batched and return_tensors is None:
+            encoded = BatchEncoding({key: rows[0] for key, rows in encoded.items()}, encoded.encodings)
         return encoded if return_dict else encoded["input_ids"]
 
     # --- Encoding --------------------------------------------------------------------------------------------------
@@ -335,7 +334,7 @@ class ArlowTokenizer(TokenizersBackend):
         refuse_unknown(type(self).__name__, unknown, ENCODE_OPTIONS)
         rows, batched = text_rows(text, text_pair, is_split_into_words)
         if self.split_special_tokens if split_special_tokens is None else split_special_tokens:
-            literal_spans = [[(0, len(first))] for first, _ in rows]
+            literal_spans = [[(0, len(first))] if isinstance(first, str) else [] for first, _ in rows]
         cut = None
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
             cut = Cut(max_length, stride, TruncationStrategy(truncation_strategy), self.truncation_side)
@@ -343,30 +342,35 @@ class ArlowTokenizer(TokenizersBackend):
         if padding_strategy != PaddingStrategy.DO_NOT_PAD:
             fixed = max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else None
             self._pad_encodings(encodings, fixed, pad_to_multiple_of, padding_side or self.padding_side)
-        columns: dict[str, list] = {}
-        kept: list[Encoding] = []
-        origin: list[int] = []  # the row each encoding comes from: a truncated one may give several
-        for row, encoding in enumerate(encodings):
-            fields, pieces = self._convert_encoding(
-                encoding=encoding,
-                return_token_type_ids=return_token_type_ids,
-                return_attention_mask=return_attention_mask,
-                return_overflowing_tokens=return_overflowing_tokens,
-                return_special_tokens_mask=return_special_tokens_mask,
-                return_offsets_mapping=return_offsets_mapping,
-                return_length=return_length,
-            )
-            for key, values in fields.items():
-                columns.setdefault(key, []).extend(values)
-            kept += pieces
-            origin += [row] * len(pieces)
-        if return_overflowing_tokens:
-            columns["overflow_to_sample_mapping"] = origin
-        for ids in columns.get("input_ids", []):
+        wanted = {
+            "return_token_type_ids": return_token_type_ids,
+            "return_attention_mask": return_attention_mask,
+            "return_overflowing_tokens": return_overflowing_tokens,
+            "return_special_tokens_mask": return_special_tokens_mask,
+            "return_offsets_mapping": return_offsets_mapping,
+            "return_length": return_length,
+        }
+        columns, kept = self._columns(encodings, wanted)
+        for ids in columns["input_ids"]:
             self._eventual_warn_about_too_long_sequence(ids, max_length, verbose)
         if not batched and return_tensors is None and not return_overflowing_tokens:
             return BatchEncoding({key: values[0] for key, values in columns.items()}, kept)
         return BatchEncoding(columns, kept, tensor_type=return_tensors)
+
+    def _columns(self, encodings: list[Encoding], wanted: dict[str, Any]) -> tuple[dict[str, list], list[Encoding]]:
+        """The outputs of a call, each a list over rows; a row that was cut may give several."""
+        columns: dict[str, list] = {} if encodings else {"input_ids": [], "attention_mask": []}
+        kept: list[Encoding] = []
+        origin: list[int] = []  # the row each encoding comes from
+        for row, encoding in enumerate(encodings):
+            fields, pieces = self._convert_encoding(encoding=encoding, **wanted)
+            for key, values in fields.items():
+                columns.setdefault(key, []).extend(values)
+            kept += pieces
+            origin += [row] * len(pieces)
+        if wanted["return_overflowing_tokens"]:
+            columns["overflow_to_sample_mapping"] = origin
+        return columns, kept
 
     def _encode_rows(
         self,
