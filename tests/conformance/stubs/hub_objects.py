@@ -36,12 +36,12 @@ def _picture(path: Path) -> None:
 
 
 def _film(path: Path) -> None:
-    """Ten seconds at 30 frames a second, 320x240."""
+    """30 frames a second, 320x240; eleven frames where the name says tiny, else ten seconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=30)
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
         stream.time_base = Fraction(1, 30)
-        for i in range(300):
+        for i in range(11 if path.name.startswith("tiny") else 300):
             frame = av.VideoFrame.from_ndarray(_frame(320, 240, i), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
