@@ -56,7 +56,7 @@ def check_mask(attention_mask: torch.Tensor | dict | None, inputs_embeds: torch.
 def check_encoder_states(
     states: torch.Tensor, mask: torch.Tensor | None, inputs_embeds: torch.Tensor, width: int
 ) -> None:
-    if states.ndim != 3 or states.shape[0] != inputs_embeds.shape[0] or states.shape[-1] != width:
+    if states.ndim != 3 or states.shape[0] != inputs_embeds.shape[0] or 0 in states.shape or states.shape[2] != width:
         wanted = f"must have shape ({inputs_embeds.shape[0]}, length, encoder_hidden_size={width})"
         raise ValueError(message("encoder_hidden_states", states, wanted))
     if mask is not None and mask.shape != states.shape[:2]:
@@ -96,3 +96,9 @@ def check_labels(
             place = tuple(outside.nonzero()[0].tolist())
             problem = f"neither -100 nor a token of the vocabulary of {vocab_size}"
             raise ValueError(message(f"labels{list(place)}", int(labels[place]), problem))
+
+
+def check_rows(pixels: torch.Tensor, rows: int, names: tuple[str, str]) -> None:
+    """As many rows of pixels as the grids describe. `names`: of both arguments."""
+    if len(pixels) != rows:
+        raise ValueError(message(names[0], pixels, f"has {len(pixels)} rows, but {names[1]} describes {rows}"))

@@ -232,7 +232,9 @@ class ArlowModel(ArlowPreTrainedModel):
             output = features.get(name)
             sizes = [] if output is None else [len(item) for item in output.pooler_output]
             if sum(counts[kind]) != sum(sizes):
-                problem = f"the text has {sum(counts[kind])} {name} placeholder tokens for {sum(sizes)} {name} features"
+                problem = (
+                    f"the text has {sum(counts[kind])} {name} placeholder tokens for {sum(sizes)} {name} features"
+                )
                 raise ValueError(message(f"{name} features", sum(sizes), problem, "see the processor's output"))
             if len(sizes) > 1:  # a chunk comes as one piece, over all rows
                 check_placeholders(counts[kind], sizes, kind)
@@ -350,20 +352,20 @@ def continue_positions(
     return torch.cat((text[None], axes))
 
 
-def uncached_items(ids: torch.Tensor, past: int, sizes: list[int], token: int, kind: int) -> list[bool]:
-    """Which items belong to the tokens after the first `past`: those a cache does not hold yet.
+def uncached_items(here: torch.Tensor, new_tokens: int, sizes: list[int], kind: int) -> list[bool]:
+    """Which items belong to the last `new_tokens` tokens: those a cache does not hold yet.
 
-    `ids` (B, S) is the whole conversation; `sizes` are the merged tokens of the items given, either all of them or
-    only the new ones. `token` is the placeholder's id.
+    `here` marks the placeholders of one kind, (B, S), in the whole conversation or in its new part; `sizes` are the
+    merged tokens of the items given, either all of them or only the new ones.
     """
-    here = ids == token
-    all_counts, old_counts = torch.stack((here.sum(-1), here[:, :past].sum(-1))).tolist()
+    all_counts, new_counts = torch.stack((here.sum(-1), here[:, -new_tokens:].sum(-1))).tolist()
     if sum(sizes) != sum(all_counts):  # not all of them: then they must be exactly the new ones
-        check_placeholders([all_ - old for all_, old in zip(all_counts, old_counts, strict=True)], sizes, kind)
+        check_placeholders(new_counts, sizes, kind)
         return [True] * len(sizes)
     held = check_placeholders(all_counts, sizes, kind)
     new, item = [], 0
-    for count, before in zip(held, old_counts, strict=True):
+    for count, all_, fresh in zip(held, all_counts, new_counts, strict=True):
+        before = all_ - fresh
         for size in sizes[item : item + count]:
             new.append(before <= 0)
             before -= size

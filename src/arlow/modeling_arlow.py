@@ -23,9 +23,10 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto import AutoModel
 from transformers.utils.generic import can_return_tuple
 
-from .checks import check_labels
+from .checks import check_labels, check_rows
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
-from .fusion import ArlowModel, continue_positions, item_sizes, uncached_items
+from .errors import message
+from .fusion import ArlowModel, continue_positions, item_sizes, remember_delta, uncached_items
 from .positions import IMAGE, VIDEO
 from .rope import ArlowRotaryEmbedding, apply_rotary_pos_emb
 from .text import ArlowGroupedQueryAttention, ArlowPreTrainedModel, ArlowRMSNorm, ArlowTextModel
@@ -249,20 +250,19 @@ class ArlowForConditionalGeneration(ArlowPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Positions (4, B, S) of the whole prompt, text row first. `generate` slices them to what its cache lacks and
         goes on from the last one."""
-        text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
-        ids = self._prompt_ids(inputs_tensor, model_kwargs)
-        types = model_kwargs.get("mm_token_type_ids")
-        if types is None or types.shape[1] != text.shape[1]:
-            types = self._prompt_types(inputs_tensor, ids)
-        text = text.to(types.device).expand(types.shape)
-        past = _cached_tokens(model_kwargs)
-        grids = self._new_media(ids, past, model_kwargs)
-        delta = getattr(model_kwargs.get("past_key_values"), "rope_delta", None)
+        text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)  # [B or 1, K]
+        past, length = _cached_tokens(model_kwargs), text.shape[1]
+        if past >= length:
+            problem = f"must cover the {past} tokens of the cache and the new ones"
+            raise ValueError(message("attention_mask", text, problem, "pass the whole conversation's"))
+        types = self._conversation_types(inputs_tensor, model_kwargs, length)
+        text = text.to(types.device).expand(len(types), -1)
+        grids = self._new_media(types, length - past, model_kwargs)
         new = continue_positions(
             text[:, past:],
-            types[:, past:],
+            types[:, past - length :],
             model_kwargs.get("attention_mask"),
-            delta if past else None,
+            getattr(model_kwargs["past_key_values"], "rope_delta", None) if past else None,
             {IMAGE: grids.get("image_grid_thw"), VIDEO: grids.get("video_grid_thw")},
             self.config.vision_config.spatial_merge_size,
         )
@@ -274,12 +274,29 @@ class ArlowForConditionalGeneration(ArlowPreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Encode the media of the prompt, but not again those whose tokens the cache holds."""
         past = _cached_tokens(model_kwargs)
-        if past:
-            model_kwargs.update(self._new_media(self._prompt_ids(inputs_tensor, model_kwargs), past, model_kwargs))
+        if past and model_kwargs.get("position_ids") is not None:
+            length = model_kwargs["position_ids"].shape[-1]
+            types = self._conversation_types(inputs_tensor, model_kwargs, length)
+            model_kwargs.update(self._new_media(types, length - past, model_kwargs))
             for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
                 if model_kwargs.get(name) is None:
                     model_kwargs.pop(name, None)
         return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, num_new_tokens: int = 1, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The axes go on together, also after a prompt that ends with an image, where they differ."""
+        model_kwargs = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
+        )
+        positions, cache = model_kwargs.get("position_ids"), model_kwargs.get("past_key_values")
+        if positions is not None and positions.ndim == 3:
+            axes = positions[1:, :, -num_new_tokens:]
+            axes.copy_(axes.amax(dim=0, keepdim=True).expand_as(axes))
+            if cache is not None and not hasattr(cache, "rope_delta"):  # a compiled prefill leaves none
+                remember_delta(cache, positions, None)
+        return model_kwargs
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, *, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
@@ -302,31 +319,37 @@ class ArlowForConditionalGeneration(ArlowPreTrainedModel, GenerationMixin):
             for output in features.values()
         )
 
-    def _prompt_ids(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]) -> torch.Tensor | None:
-        if inputs_tensor.ndim == 2:
-            return inputs_tensor
-        ids = model_kwargs.get("input_ids")
-        return ids if ids is not None and ids.shape[1] > 0 else None
+    def _conversation_types(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], length: int
+    ) -> torch.Tensor:
+        """Token types of the whole conversation of `length` tokens, (B, length), or of its new part if that is all
+        that was passed."""
+        ids = inputs_tensor if inputs_tensor.ndim == 2 else model_kwargs.get("input_ids")
+        if ids is not None and ids.shape[1] == 0:
+            ids = None
+        types = model_kwargs.get("mm_token_type_ids")
+        if types is not None and types.shape[1] in (length, length - _cached_tokens(model_kwargs)):
+            return types
+        return self.model._placeholders(
+            ids, inputs_tensor if ids is None else inputs_tensor.new_empty((*ids.shape, 0))
+        )
 
-    def _prompt_types(self, inputs_tensor: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-        embeds = inputs_tensor if ids is None else inputs_tensor.new_empty((*ids.shape, 0))
-        return self.model._placeholders(ids, embeds)
-
-    def _new_media(self, ids: torch.Tensor | None, past: int, media: dict[str, Any]) -> dict[str, torch.Tensor | None]:
-        """Pixels and grids of the media after the first `past` tokens, whether or not the earlier ones were passed
-        again; `None` where none are left."""
-        names = {
-            IMAGE: ("pixel_values", "image_grid_thw", self.config.image_token_id),
-            VIDEO: ("pixel_values_videos", "video_grid_thw", self.config.video_token_id),
-        }
+    def _new_media(
+        self, types: torch.Tensor, new_tokens: int, media: dict[str, Any]
+    ) -> dict[str, torch.Tensor | None]:
+        """Pixels and grids of the media among the last `new_tokens` tokens, whether or not the earlier ones were
+        passed again; `None` where none are left."""
+        names = {IMAGE: ("pixel_values", "image_grid_thw"), VIDEO: ("pixel_values_videos", "video_grid_thw")}
         kept: dict[str, torch.Tensor | None] = {}
-        for kind, (pixels_name, grid_name, token) in names.items():
+        for kind, (pixels_name, grid_name) in names.items():
             pixels, grid = media.get(pixels_name), media.get(grid_name)
-            if grid is not None and past and ids is not None:
+            if grid is not None and _cached_tokens(media):
                 sizes = item_sizes(grid, self.config.vision_config.spatial_merge_size)
-                new = torch.tensor(uncached_items(ids, past, sizes, token, kind), device=grid.device)
+                new = torch.tensor(uncached_items(types == kind, new_tokens, sizes, kind), device=grid.device)
+                rows = grid.prod(-1)
                 if pixels is not None:
-                    pixels = pixels[new.repeat_interleave(grid.prod(-1)).to(pixels.device)]
+                    check_rows(pixels, int(rows.sum()), (pixels_name, grid_name))
+                    pixels = pixels[new.repeat_interleave(rows).to(pixels.device)]
                     pixels = pixels if len(pixels) else None
                 grid = grid[new] if bool(new.any()) else None
             kept.update({pixels_name: pixels, grid_name: grid})

@@ -23,6 +23,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import FLASH_KERNELS, Varlen, attention_function, backend_for, cumulative
+from .checks import check_rows
 from .configuration_arlow import ArlowVisionConfig
 from .errors import message
 from .rope import VisionRotary, rotate
@@ -213,9 +214,7 @@ def read_grids(
         if min(grid) < 1 or grid.h % merge or grid.w % merge:
             problem = f"needs positive sides, h and w in multiples of spatial_merge_size={merge}"
             raise ValueError(message(f"{grid_name}[{i}]", list(grid), problem))
-    rows = sum(t * h * w for t, h, w in grids)
-    if rows != pixels.shape[0]:
-        raise ValueError(message(rows_name, pixels, f"has {pixels.shape[0]} rows, but {grid_name} describes {rows}"))
+    check_rows(pixels, sum(t * h * w for t, h, w in grids), names)
     return grids
 
 
