@@ -18,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_processing import tiny_processor
+from transformers import AutoProcessor
 from video_samples import moving_frames, write_video
 
+from arlow import ArlowConfig
 from arlow.media_fetch import MediaPolicy
 from arlow.tokenization_arlow import SPECIAL_TOKENS
 
@@ -524,3 +526,16 @@ def test_files_load_in_a_fresh_process(tmp_path, fresh_python):
     assert lines[0] == "ArlowProcessor ArlowTokenizer ArlowImageProcessor ArlowVideoProcessor"
     assert lines[1].startswith("16 16") and str(16 * 28**2) in lines[1]
     assert lines[2] == str(processor.apply_chat_template([{"role": "user", "content": "Hi <image>"}], tokenize=True))
+
+
+def test_ids_that_disagree_with_the_config_are_refused(tmp_path):
+    """A processor loaded beside the config of another model is an error that names the token and both ids."""
+    processor = tiny_processor()
+    processor.save_pretrained(tmp_path)
+    config = ArlowConfig.tiny()
+    config.save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(tmp_path)
+    config.image_token_id, config.vision_start_token_id = config.vision_start_token_id, config.image_token_id
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"image_token_id=5: .*config\.json beside it says 3"):
+        AutoProcessor.from_pretrained(tmp_path)

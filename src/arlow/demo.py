@@ -92,7 +92,9 @@ def save_checkpoint(folder: Path) -> None:
     processor = ArlowProcessor(
         image_processor=ArlowImageProcessor(), tokenizer=tokenizer, video_processor=ArlowVideoProcessor()
     )
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    # An assistant's turn ends with <|im_end|>, a plain text with <|endoftext|>: generation stops at either.
+    ends = [tokenizer.eos_token_id, tokenizer.im_end_token_id]
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends}
     config = ArlowConfig(
         text_config=ArlowTextConfig.tiny(vocab_size=len(tokenizer), num_hidden_layers=4, **special),
         # Widths in multiples of 64: the block size of 4-bit quantisation.

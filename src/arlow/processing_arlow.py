@@ -9,9 +9,11 @@ Sizes: B rows, S tokens of a row.
 # No `from __future__ import annotations`: Transformers reads the TypedDict's annotations at run time.
 
 import bisect
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,20 @@ class ArlowProcessorKwargs(ProcessingKwargs, total=False):
     images_kwargs: ArlowImageProcessorKwargs
     videos_kwargs: ArlowVideoProcessorKwargs
     timestamp_alignment: bool | None  # write the time of each frame group before it; None: where it is known
+
+
+def check_special_ids(tokenizer: Any, folder: Path) -> None:
+    """Compare a tokenizer's ids with the `config.json` in `folder`, if there is one: with other ids the model would
+    take pictures for text, silently."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or a hub name; a damaged one is refused when the model is loaded
+        return
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        expected = config.get(name) if isinstance(config, dict) else None
+        if expected is not None and (ours := getattr(tokenizer, name)) != expected:
+            problem = f"the tokenizer's id, but config.json beside it says {expected}"
+            raise ValueError(message(name, ours, problem, "tokenizer and config belong to different models"))
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,19 @@ class ArlowProcessor(ProcessorMixin):
         if chat_template is None:
             chat_template = tokenizer.chat_template
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved processor. Where a model's `config.json` lies beside it, their special tokens must agree.
+
+        Raises:
+            OSError: files are missing or cannot be read.
+            ValueError: the tokenizer gives a special token another id than the config.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_special_ids(processor.tokenizer, Path(pretrained_model_name_or_path, kwargs.get("subfolder", "")))
+        return loaded
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         """As the base class, which cannot check a video processor without torchvision."""
