@@ -73,7 +73,7 @@ class ArlowPreTrainedModel(PreTrainedModel):
             init.zeros_(module.visual_gates)
 
     def freeze_cross_attention(self) -> None:
-        """Exclude every cross-attention layer from training."""
+        """Exclude every cross-attention layer, its norm included, from training."""
         self._train_cross_attention(False)
 
     def unfreeze_cross_attention(self) -> None:
@@ -82,8 +82,9 @@ class ArlowPreTrainedModel(PreTrainedModel):
 
     def _train_cross_attention(self, train: bool) -> None:
         for module in self.modules():
-            if isinstance(module, ArlowCrossAttention):
-                module.requires_grad_(train)
+            if isinstance(module, ArlowDecoderLayer) and module.cross_attn is not None:
+                module.cross_attn.requires_grad_(train)
+                module.cross_attn_layernorm.requires_grad_(train)
 
     @classmethod
     def from_pretrained(
@@ -263,10 +264,19 @@ class ArlowTextModel(ArlowPreTrainedModel):
                 raise ValueError(message("encoder_hidden_states", states, problem, "set use_cross_attention=True"))
             return None
         stored = getattr(cache, "encoder_states", None)
-        if states is None or (stored is not None and stored.states is states):
-            return stored
+        if stored is not None and not torch.compiler.is_compiling() and cache.get_seq_length() == 0:
+            stored = cache.encoder_states = None  # the cache was reset: another generation begins
+        same = stored is not None and (states is None or states is stored.states)
+        if same:
+            states, mask = stored.states, stored.mask if mask is None else mask
+        if states is None:
+            if mask is not None:
+                raise ValueError(message("encoder_attention_mask", mask, "needs encoder_hidden_states, too"))
+            return None
         check_encoder_states(states, mask, inputs_embeds, self.config.encoder_hidden_size)
-        encoder = EncoderStates(states, mask)
+        if same and mask is stored.mask:
+            return stored
+        encoder = EncoderStates(states, mask, stored.key_values if same else None)
         if cache is not None:
             cache.encoder_states = encoder
         return encoder
@@ -278,10 +288,15 @@ class EncoderStates:
     It travels on the cache object, so that keys and values are computed once per generation and go when it goes.
     """
 
-    def __init__(self, states: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor | None,
+        key_values: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
         self.states = states
         self.mask = mask
-        self.key_values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.key_values = {} if key_values is None else key_values
 
 
 class ArlowDecoderLayer(GradientCheckpointingLayer):
@@ -411,7 +426,8 @@ class ArlowCrossAttention(nn.Module):
         mask, real = None, None
         if encoder.mask is not None:
             mask = encoder.mask.bool()[:, None, None].expand(-1, 1, query.shape[2], -1)  # [B, 1, S, L]
-            real = mask.any(dim=-1, keepdim=True)[:, 0]  # [B, S, 1]
+            real = mask.any(dim=-1, keepdim=True)  # [B, 1, S, 1]
+            mask, real = mask | ~real, real[:, 0]  # a softmax over nothing is NaN in some kernels
         output = nn.functional.scaled_dot_product_attention(
             query,
             key,
