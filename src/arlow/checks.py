@@ -79,9 +79,9 @@ def check_token_types(marked: torch.Tensor, found: torch.Tensor) -> None:
 
 
 def check_labels(
-    labels: torch.Tensor | None, tokens: torch.Tensor | None, vocab_size: int, logits_to_keep: int | torch.Tensor
+    labels: torch.Tensor | None, tokens: torch.Tensor | None, classes: int, logits_to_keep: int | torch.Tensor = 0
 ) -> None:
-    """Labels for every token of a forward, and nothing but ids and -100 among them. `tokens`: ids (B, S) or
+    """Labels for every token of a forward, and nothing but 0..classes-1 and -100 among them. `tokens`: ids (B, S) or
     embeddings (B, S, E)."""
     if labels is None or tokens is None:
         return
@@ -91,10 +91,10 @@ def check_labels(
         problem = "the loss needs the logits of every position"
         raise ValueError(message("logits_to_keep", logits_to_keep, problem, "leave it at 0 when giving labels"))
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
-        outside = ((labels < 0) & (labels != -100)) | (labels >= vocab_size)
+        outside = ((labels < 0) & (labels != -100)) | (labels >= classes)
         if bool(outside.any()):
             place = tuple(outside.nonzero()[0].tolist())
-            problem = f"neither -100 nor a token of the vocabulary of {vocab_size}"
+            problem = f"neither -100 nor one of the {classes} classes, 0..{classes - 1}"
             raise ValueError(message(f"labels{list(place)}", int(labels[place]), problem))
 
 

@@ -18,7 +18,7 @@ from transformers.modeling_layers import (
     GenericForSequenceClassification,
     GenericForTokenClassification,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast, TokenClassifierOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto import AutoModel
 from transformers.utils.generic import can_return_tuple
@@ -273,13 +273,16 @@ class ArlowForConditionalGeneration(ArlowPreTrainedModel, GenerationMixin):
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """Encode the media of the prompt, but not again those whose tokens the cache holds."""
-        past = _cached_tokens(model_kwargs)
-        if past and model_kwargs.get("position_ids") is not None:
+        names = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+        media = any(model_kwargs.get(name) is not None for name in names)
+        if media and model_kwargs.get("position_ids") is not None:
             length = model_kwargs["position_ids"].shape[-1]
             types = self._conversation_types(inputs_tensor, model_kwargs, length)
-            model_kwargs.update(self._new_media(types, length - past, model_kwargs))
-            for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
-                if model_kwargs.get(name) is None:
+            model_kwargs["mm_token_type_ids"] = types  # from here on, what the model writes is text
+            new = self._new_media(types, length - _cached_tokens(model_kwargs), model_kwargs)
+            model_kwargs.update({name: value for name, value in new.items() if value is not None})
+            for name in names:
+                if new[name] is None:
                     model_kwargs.pop(name, None)
         return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
 
@@ -367,6 +370,7 @@ class ArlowForSequenceClassification(GenericForSequenceClassification, ArlowPreT
     config: ArlowTextConfig
     config_class = ArlowTextConfig
     input_modalities = ("text",)
+    accepts_loss_kwargs = False  # its loss is a mean over rows: the Trainer averages it over accumulated batches
 
 
 class ArlowForTokenClassification(GenericForTokenClassification, ArlowPreTrainedModel):
@@ -376,9 +380,44 @@ class ArlowForTokenClassification(GenericForTokenClassification, ArlowPreTrained
     config_class = ArlowTextConfig
     input_modalities = ("text",)
 
-    @staticmethod
-    def _loss_function(logits: torch.Tensor, labels: torch.Tensor, config: Any = None, **kwargs: Any) -> torch.Tensor:
-        return token_loss(logits, labels)
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """
+        Args:
+            labels: (B, S), a class per token; -100 is left out of the loss.
+            num_items_in_batch: labels of all accumulated batches, to divide the loss by.
+
+        The other arguments are those of [`ArlowTextModel`].
+
+        Returns:
+            `logits` (B, S, num_labels), `loss` with `labels`, and what was asked to be recorded.
+        """
+        check_labels(labels, inputs_embeds if input_ids is None else input_ids, self.num_labels)
+        output = super().forward(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        if labels is None:
+            return output
+        # The loss comes first in a tuple, so it cannot be added to what is there.
+        return TokenClassifierOutput(loss=token_loss(output.logits, labels, num_items_in_batch), **output)
 
 
 class ArlowForQuestionAnswering(GenericForQuestionAnswering, ArlowPreTrainedModel):
