@@ -1,4 +1,4 @@
-"""The bridge: features at their placeholders, DeepStack at its layers, any shape of positions, wrong counts refused."""
+"""The bridge: features at their placeholders, DeepStack at its layers, any form of positions, wrong counts refused."""
 
 from __future__ import annotations
 

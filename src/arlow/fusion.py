@@ -172,7 +172,7 @@ class ArlowModel(ArlowPreTrainedModel):
         if pixel_values is not None or pixel_values_videos is not None:
             self._check_grids(types, found, {IMAGE: pixel_values, VIDEO: pixel_values_videos}, grids)
             features = self._encode(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-        elif features or past_key_values is None or _seen(past_key_values) == 0:
+        elif features or starts_a_prompt(past_key_values, kwargs):
             # A later step may see a placeholder that the model itself wrote; a prompt may not hold one for nothing.
             # Embeddings may have their features in place: then only what still is a placeholder's embedding counts.
             self._check_features(types if features or input_ids is not None else found, found, features)
@@ -287,6 +287,11 @@ def aligned_types(marked: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
 
 def _joined(items: tuple[torch.Tensor, ...] | list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     return torch.cat(tuple(items)).to(like)  # [M, E]
+
+
+def starts_a_prompt(past_key_values: Cache | None, kwargs: dict[str, Any]) -> bool:
+    """Nothing came before these tokens. Continuous batching keeps what came before in a paged `cache` of its own."""
+    return kwargs.get("cache") is None and (past_key_values is None or _seen(past_key_values) == 0)
 
 
 def _seen(cache: Cache) -> int:
