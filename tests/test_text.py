@@ -1,4 +1,4 @@
-"""The text decoder against Transformers' LLaMA and Mistral, and against itself: padding, packing, caches, recording."""
+"""The text decoder against Transformers' LLaMA and Mistral, and against itself: padding, packing, caches, errors."""
 
 from __future__ import annotations
 

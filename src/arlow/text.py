@@ -263,20 +263,22 @@ class ArlowTextModel(ArlowPreTrainedModel):
                 problem = "this model has no cross-attention layers"
                 raise ValueError(message("encoder_hidden_states", states, problem, "set use_cross_attention=True"))
             return None
-        stored = getattr(cache, "encoder_states", None)
-        if stored is not None and not torch.compiler.is_compiling() and cache.get_seq_length() == 0:
-            stored = cache.encoder_states = None  # the cache was reset: another generation begins
-        same = stored is not None and (states is None or states is stored.states)
-        if same:
+        stored: EncoderStates | None = getattr(cache, "encoder_states", None)
+        if cache is not None and stored is not None:
+            # Other states from here on; or the cache was reset, and another generation begins.
+            other = states is not None and states is not stored.states
+            if other or (not torch.compiler.is_compiling() and cache.get_seq_length() == 0):
+                stored = cache.encoder_states = None
+        if stored is not None:
             states, mask = stored.states, stored.mask if mask is None else mask
         if states is None:
             if mask is not None:
                 raise ValueError(message("encoder_attention_mask", mask, "needs encoder_hidden_states, too"))
             return None
         check_encoder_states(states, mask, inputs_embeds, self.config.encoder_hidden_size)
-        if same and mask is stored.mask:
+        if stored is not None and mask is stored.mask:
             return stored
-        encoder = EncoderStates(states, mask, stored.key_values if same else None)
+        encoder = EncoderStates(states, mask, None if stored is None else stored.key_values)
         if cache is not None:
             cache.encoder_states = encoder
         return encoder
