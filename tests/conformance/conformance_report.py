@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 
+OWN = "Arlow's own"
+
 _records: dict[str, dict[str, Any]] = {}
 
 
@@ -19,14 +21,18 @@ def mixin_of(item: pytest.Item) -> str:
     owners = [c for c in getattr(cls, "__mro__", ()) if name in vars(c) and c.__module__.startswith("tests.")]
     if owners:
         return owners[-1].__name__
-    return getattr(cls, "mixin", "Arlow's own")
+    return getattr(cls, "mixin", OWN)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     cls = getattr(item, "cls", None)
-    if cls is not None:
-        ours = not getattr(cls, item.name).__module__.startswith("tests.")
-        item.user_properties += [("mixin", mixin_of(item)), ("group", cls.__name__), ("ours", ours)]
+    if cls is None:
+        return
+    test = getattr(cls, item.name)
+    mixin = mixin_of(item)
+    item.user_properties += [("group", cls.__name__), ("mixin", mixin)]
+    if test.__module__ == cls.__module__ and mixin != getattr(cls, "mixin", OWN):
+        item.user_properties.append(("adapted", " ".join((test.__doc__ or "").split())))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
