@@ -7,8 +7,10 @@ and kept.
 
 import copy
 import math
+import os
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
@@ -63,10 +65,23 @@ class _ArlowConfigBase(PreTrainedConfig):
             setattr(config, key, value)
         return loaded
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        fields = super()._dict_from_json_file(json_file)
+        if not isinstance(fields, dict):
+            raise OSError(message("config", str(json_file), "must hold a JSON object of fields"))
+        return fields
+
+    def _check_keywords(self, kwargs: dict[str, Any]) -> None:
         unknown = sorted(set(kwargs) - self._known_keys())
         if unknown:
             raise ValueError(message(unknown[0], kwargs[unknown[0]], f"{type(self).__name__} has no such field"))
+        for name, value in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
+            if isinstance(value, str) and value != "auto" and not isinstance(getattr(torch, value, None), torch.dtype):
+                raise ValueError(message(name, value, "is no dtype of torch", 'use a name like "bfloat16"'))
+        scaling = kwargs.get("rope_scaling")
+        if scaling is not None and not isinstance(scaling, dict):
+            raise ValueError(message("rope_scaling", scaling, "must be a dict"))
 
     def _check(self, field: str, condition: bool, problem: str, remedy: str = "") -> None:
         if not condition:
@@ -163,7 +178,7 @@ class ArlowTextConfig(_ArlowConfigBase):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_unknown(kwargs)
+        self._check_keywords(kwargs)
         valid = self.rope_parameters is None or isinstance(self.rope_parameters, dict)
         self._check("rope_parameters", valid, "must be a dict")
         # The library fills the caller's dict in place; the caller's must stay as it is.
@@ -171,6 +186,7 @@ class ArlowTextConfig(_ArlowConfigBase):
         self._check_sizes()
         self._resolve_layers()
         super().__post_init__(**kwargs)
+        self._check_positive("num_labels")
         self._check_rope()
         self.cross_attention_layers = self._cross_layers()
         if self.mrope_sections is not None:
@@ -249,9 +265,10 @@ class ArlowTextConfig(_ArlowConfigBase):
             low, high = rope["low_freq_factor"], rope["high_freq_factor"]
             ordered = _is_positive(low) and _is_positive(high) and low < high
             self._check("rope_parameters", ordered, "low_freq_factor must be positive and below high_freq_factor")
-        # Transformers' tables would be shorter than a head, whose dimensions Arlow turns all.
-        partial = rope.get("partial_rotary_factor")
-        self._check("rope_parameters", partial in (None, 1), "partial_rotary_factor other than 1 is not supported")
+        # Other rope types make tables shorter than a head with it, but Arlow turns all dimensions of a head.
+        partial = rope.get("partial_rotary_factor", 1)
+        valid = _is_positive(partial) and partial <= 1 and (partial == 1 or rope_type == "proportional")
+        self._check("rope_parameters", valid, "partial_rotary_factor must be 1; up to 1 with rope_type 'proportional'")
 
     def _cross_layers(self) -> list[int]:
         if not self.use_cross_attention:
@@ -333,7 +350,7 @@ class ArlowVisionConfig(_ArlowConfigBase):
         # The earlier configs carry the text model's length here; the encoder has no use for it.
         kwargs.pop("max_position_embeddings", None)
         # This config has no `rope_parameters`: its theta is a plain field.
-        self._refuse_unknown(kwargs)
+        self._check_keywords(kwargs)
         self._check_sizes()
         self._check_attention()
         self.deepstack_visual_indexes = self._deepstack_indexes()
@@ -410,7 +427,7 @@ class ArlowConfig(_ArlowConfigBase):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_flat(kwargs)
-        self._refuse_unknown(kwargs)
+        self._check_keywords(kwargs)
         self._check_not_negative("initializer_range")
         self._check_parts()
         self._share_tying()

@@ -8,6 +8,8 @@ layer type, and an optional gated cross-attention (2204.14198) over the states o
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -61,6 +64,14 @@ class ArlowPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        wanted = self.config_class.__name__  # by name: code saved with a model has a class of its own
+        if isinstance(config, PreTrainedConfig) and wanted not in [kind.__name__ for kind in type(config).__mro__]:
+            problem = f"{type(self).__name__} is built from an {wanted}"
+            remedy = "pass its text_config or vision_config" if isinstance(config, ArlowConfig) else ""
+            raise TypeError(message("config", type(config).__name__, problem, remedy))
+        super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -118,12 +129,14 @@ class ArlowPreTrainedModel(PreTrainedModel):
     def _check_and_adjust_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> Any:
         if attn_implementation == FLASH:
             return attn_implementation
-        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+        with _known_backend(attn_implementation):
+            return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     def get_correct_attn_implementation(self, requested_attention: Any, *args: Any, **kwargs: Any) -> Any:
         if requested_attention == FLASH:
             return requested_attention
-        return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
+        with _known_backend(requested_attention):
+            return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -142,6 +155,16 @@ class ArlowPreTrainedModel(PreTrainedModel):
         `trust_remote_code=True` where this package is not installed."""
         super().register_for_auto_class(auto_class)
         cls.config_class.register_for_auto_class()
+
+
+@contextlib.contextmanager
+def _known_backend(name: Any) -> Iterator[None]:
+    """The library's refusal of a backend, made short."""
+    try:
+        yield
+    except ValueError as error:
+        remedy = "use eager, sdpa or flash_attention_2"
+        raise ValueError(message("attn_implementation", name, "is no attention backend", remedy)) from error
 
 
 class ArlowTextModel(ArlowPreTrainedModel):
