@@ -12,12 +12,10 @@ Sizes: P patch side; T frames per row; S sampled frames; G = ceil(S / T) frame g
 
 # No `from __future__ import annotations`: Transformers reads the TypedDict's annotations at run time.
 
-import difflib
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,33 +26,14 @@ from transformers.video_utils import VideoMetadata
 
 from .errors import message, shorten
 from .frame_sampling import STRATEGIES, VideoFacts, group_timestamps, sample_indices
-from .media import INPUT_FORMATS, VALUE_RANGES
-from .media_fetch import DEFAULT_POLICY, MediaPolicy
-from .patches import normalise_rows, pack_video, target_size
+from .patches import pack_video
+from .pixel_options import PixelKwargs, PixelOptions, PixelProcessor, check_integer, check_tensor_type, is_number
 from .video_reader import VideoSource, flatten_videos, open_video
 
 
-CALL_ONLY = ("return_tensors", "device", "data_format", "video_metadata")  # of one call, never stored
-LOADING_ONLY = ("video_processor_type", "image_processor_type", "feature_extractor_type", "processor_class")
-
-
-class ArlowVideoProcessorKwargs(TypedDict, total=False):
+class ArlowVideoProcessorKwargs(PixelKwargs, total=False):
     """Options of `ArlowVideoProcessor`, for construction and calls. `None` means the processor's own value."""
 
-    patch_size: int | None  # pixels, side of a patch
-    temporal_patch_size: int | None  # frames per row
-    merge_size: int | None  # patches, side of the block that becomes one token
-    size: Any  # {"shortest_edge": min_pixels, "longest_edge": max_pixels}: bounds of the area of each resized frame
-    min_pixels: int | None  # the same bounds by themselves
-    max_pixels: int | None
-    do_resize: bool | None  # False: sides must be multiples of patch_size * merge_size already
-    resample: Any  # PIL.Image.Resampling or its number
-    do_rescale: bool | None
-    rescale_factor: float | int | None
-    do_normalize: bool | None
-    image_mean: float | int | list[float] | tuple[float, ...] | None  # one number or one per channel, after rescaling
-    image_std: float | int | list[float] | tuple[float, ...] | None
-    do_convert_rgb: bool | None  # False: stills in a frame list that are not RGB are refused
     do_sample_frames: bool | None  # False: every frame is taken
     fps: float | int | None  # frames per second to take; excludes num_frames
     num_frames: int | None  # frames to take; excludes fps
@@ -64,11 +43,6 @@ class ArlowVideoProcessorKwargs(TypedDict, total=False):
     max_tokens_per_video: int | None  # tokens after merging, of a whole clip
     return_metadata: bool | None
     video_metadata: Any  # of sources without a frame rate: a dict or VideoMetadata for each video
-    input_data_format: Any  # "channels_first" | "channels_last", for arrays where both could be
-    value_range: str | None  # "0..1" | "0..255" | "0..65535", what the samples of an array span
-    return_tensors: Any  # "pt", "np" or None (NumPy)
-    device: Any  # where "pt" tensors go
-    data_format: Any  # accepted and unused: rows have one layout
 
 
 @dataclass
@@ -102,22 +76,9 @@ class ClipPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoOptions:
+class VideoOptions(PixelOptions):
     """The options of one call, validated: `ValueError` names the field and the value. Units as above."""
 
-    patch_size: int
-    temporal_patch_size: int
-    merge_size: int
-    min_pixels: int
-    max_pixels: int
-    do_resize: bool
-    resample: int
-    do_rescale: bool
-    rescale_factor: float
-    do_normalize: bool
-    image_mean: float | tuple[float, ...]
-    image_std: float | tuple[float, ...]
-    do_convert_rgb: bool
     do_sample_frames: bool
     fps: float | None
     num_frames: int | None
@@ -126,70 +87,37 @@ class VideoOptions:
     sample_strategy: str
     max_tokens_per_video: int | None
     return_metadata: bool
-    input_data_format: Any
-    value_range: Any
     fps_was_given: bool  # in the call, not by default
 
+    CHOICES = PixelOptions.CHOICES | {"sample_strategy": STRATEGIES}
+
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and field.name != "resample":
-                _check_integer(field.name, value)
-            elif field.type is bool and not isinstance(value, bool):
-                raise ValueError(message(field.name, value, "must be True or False"))
-        for name in ("num_frames", "max_tokens_per_video"):
-            if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name))
+        super().__post_init__()
         if self.fps is not None:
-            _check_numbers("fps", self.fps, above=0)
-        if isinstance(self.resample, bool) or self.resample not in list(Image.Resampling):
-            raise ValueError(message("resample", self.resample, "is no filter of PIL.Image.Resampling (0..5)"))
-        _check_numbers("rescale_factor", self.rescale_factor, above=0)
-        _check_numbers("image_mean", self.image_mean, above=-math.inf)
-        _check_numbers("image_std", self.image_std, above=0)
-        self._check_choices()
-        self._check_bounds()
-
-    def _check_choices(self) -> None:
-        choices = {"sample_strategy": STRATEGIES, "input_data_format": INPUT_FORMATS, "value_range": VALUE_RANGES}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(message(name, getattr(self, name), f"expected one of {allowed}"))
-
-    def _check_bounds(self) -> None:
+            self._check_number("fps", self.fps, above=0)
         if self.min_frames > self.max_frames:
             raise ValueError(message("min_frames", self.min_frames, f"is more than max_frames={self.max_frames}"))
-        if self.min_pixels > self.max_pixels:
-            size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
-            raise ValueError(message("size", size, "min_pixels (shortest_edge) is over max_pixels (longest_edge)"))
-        if self.max_pixels < self.factor**2:
-            problem = f"is less than one token of {self.factor}x{self.factor} pixels (patch_size * merge_size)"
-            raise ValueError(message("max_pixels", self.max_pixels, problem))
 
-    @property
-    def factor(self) -> int:
-        """Pixels, side of the block that becomes one token."""
-        return self.patch_size * self.merge_size
+    def _check_number(self, field: str, value: Any, *, above: float) -> None:
+        """The rule for pictures in the words of this room: one number, or three where there is one per channel."""
+        many = field.startswith("image_")
+        values = value if many and isinstance(value, tuple) else (value,)
+        if len(values) not in (1, 3) or not all(is_number(each, above=above) for each in values):
+            expected = "one finite number" + (", or three" if many else "")
+            raise ValueError(message(field, value, f"expected {expected}" + (f" above {above}" if above == 0 else "")))
 
     def plan(self, num_frames: int, height: int, width: int, *, name: str = "video") -> ClipPlan:
         """What becomes of a clip of `num_frames` sampled frames of `height` x `width` pixels.
 
         Under `max_tokens_per_video` the frames shrink, down to `min_pixels`; then there are fewer of them.
         """
-        _check_integer("num_frames", num_frames)
+        check_integer("num_frames", num_frames)
         T, token, limit = self.temporal_patch_size, self.factor**2, self.max_tokens_per_video
         groups = -(-num_frames // T)
-        if self.do_resize:
-            area = self.max_pixels
-            if limit is not None:  # a fair share, but no less than the least, and no more than everything
-                area = min(area, max(limit // groups * token, self.min_pixels, token), limit * token)
-            least = min(self.min_pixels, area)
-            height, width = target_size(
-                height, width, factor=self.factor, min_pixels=least, max_pixels=area, name=name
-            )
-        elif height % self.factor or width % self.factor:
-            problem = f"do_resize=False needs multiples of patch_size * merge_size = {self.factor}"
-            raise ValueError(f"{name} of {height}x{width} pixels: {problem}")
+        most = self.max_pixels
+        if limit is not None:  # a fair share, but no less than the least, and no more than everything
+            most = min(most, max(limit // groups * token, self.min_pixels, token), limit * token)
+        height, width = self.target(height, width, most=most, name=name)
         if limit is not None:
             groups = min(groups, limit * token // (height * width))
             if groups == 0:
@@ -235,7 +163,7 @@ class VideoOptions:
         return plan, indices
 
 
-class ArlowVideoProcessor(VideoProcessorMixin, PilBackend):
+class ArlowVideoProcessor(PixelProcessor, VideoProcessorMixin, PilBackend):
     """Turns videos into `pixel_values_videos` and `video_grid_thw`; see the top of this file for their shapes.
 
     Videos may be paths, URLs, data URIs, bytes, arrays (frames, height, width, channels) or (frames, channels, height,
@@ -254,18 +182,7 @@ class ArlowVideoProcessor(VideoProcessorMixin, PilBackend):
         OSError: a file that cannot be read, or is truncated or corrupt.
     """
 
-    patch_size = 14
-    temporal_patch_size = 2
-    merge_size = 2
     size = {"shortest_edge": 56 * 56, "longest_edge": 448 * 448}
-    do_resize = True
-    resample = Image.Resampling.BICUBIC
-    do_rescale = True
-    rescale_factor = 1 / 255
-    do_normalize = True
-    image_mean = (0.5, 0.5, 0.5)
-    image_std = (0.5, 0.5, 0.5)
-    do_convert_rgb = True
     do_sample_frames = True
     fps: float | None = 2
     num_frames = None
@@ -274,49 +191,16 @@ class ArlowVideoProcessor(VideoProcessorMixin, PilBackend):
     sample_strategy = "uniform"
     max_tokens_per_video = None
     return_metadata = False
-    input_data_format = None
-    value_range = None
 
-    policy: MediaPolicy = DEFAULT_POLICY
-    default_to_square = False
     valid_kwargs = ArlowVideoProcessorKwargs
+    options_type = VideoOptions
     model_input_names = ["pixel_values_videos", "video_grid_thw"]
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs = {key: value for key, value in kwargs.items() if key not in LOADING_ONLY}
-        auto_map = kwargs.pop("auto_map", None)
-        _refuse_unknown(kwargs, where=type(self).__name__)
-        options = self._options(kwargs)  # before anything is stored: an impossible value leaves no half-made object
-        without_rate = options.fps is None or ("fps" in kwargs and kwargs["fps"] is None)  # None here is no default
-        for key in ("size", "min_pixels", "max_pixels"):
-            kwargs.pop(key, None)
-        super().__init__(size={"shortest_edge": options.min_pixels, "longest_edge": options.max_pixels}, **kwargs)
-        self.fps = None if without_rate else options.fps
-        if auto_map is not None:
-            self.auto_map = auto_map
-
-    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
-        """The attributes to store: the bounds of the area live in `size` alone; nothing is padded or cropped."""
-        stored = super()._standardize_kwargs(**kwargs)
-        for key in ("min_pixels", "max_pixels", "crop_size", "pad_size", *CALL_ONLY):
-            stored.pop(key, None)
-        return stored
-
-    @property
-    def min_pixels(self) -> int:
-        """Pixels, lower bound of the area of a resized frame."""
-        return self.size["shortest_edge"]
-
-    @property
-    def max_pixels(self) -> int:
-        """Pixels, upper bound of the area of a resized frame."""
-        return self.size["longest_edge"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """What is saved: every option, not the policy."""
-        saved = super().to_dict()
-        saved.pop("policy", None)
-        return saved
+        kwargs.pop("video_processor_type", None)  # found in saved files
+        super().__init__(**kwargs)
+        if kwargs.get("fps") is None and ("fps" in kwargs or self.num_frames is not None):
+            self.fps = None  # said so, which is no default here, or put aside by num_frames
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -342,10 +226,9 @@ class ArlowVideoProcessor(VideoProcessorMixin, PilBackend):
         Raises: as the class does.
         """
         return_tensors, device = kwargs.get("return_tensors"), kwargs.get("device")
-        if return_tensors not in (None, "pt", "np"):  # TensorType members are strings too
-            raise ValueError(message("return_tensors", return_tensors, 'expected "pt", "np" or None'))
-        _refuse_unknown(kwargs, where="preprocess")
-        options = self._options(kwargs)
+        check_tensor_type(return_tensors)
+        self._refuse_unknown(kwargs, where="preprocess")
+        options: VideoOptions = self._options(kwargs)
         sources = self._open_all(videos, options, metadata=kwargs.get("video_metadata"))
         chosen = [options.plan_and_choose(source) for source in sources]  # no pixels yet, except for motion
         packed = [_pack(source, *each, options) for source, each in zip(sources, chosen, strict=True)]
@@ -365,13 +248,13 @@ class ArlowVideoProcessor(VideoProcessorMixin, PilBackend):
     ) -> int:
         """Rows of `pixel_values_videos` (patches before merging) of a clip of `num_frames` sampled frames of
         `height` x `width` pixels. Serving engines ask this; `videos_kwargs` are options as in a call."""
-        _refuse_unknown(videos_kwargs or {}, where="get_num_of_video_patches")
+        self._refuse_unknown(videos_kwargs or {}, where="get_num_of_video_patches")
         return math.prod(self._options(videos_kwargs or {}).plan(num_frames, height, width).grid)
 
     def sample_frames(self, metadata: VideoMetadata, **kwargs: Any) -> np.ndarray:
         """The (S,) indices of the frames to take of a clip of which only Transformers' metadata are known; `kwargs`
         are options as in a call."""
-        _refuse_unknown(kwargs, where="sample_frames")
+        self._refuse_unknown(kwargs, where="sample_frames")
         total, rate = metadata.total_num_frames, metadata.fps
         times = None if rate is None else np.arange(total) / rate
         facts = VideoFacts(total, 0, 0, fps=rate, duration=None if rate is None else total / rate, timestamps=times)
@@ -413,21 +296,15 @@ class ArlowVideoProcessor(VideoProcessorMixin, PilBackend):
             for index, (source, each) in enumerate(zip(flat, _flatten_metadata(metadata, len(flat)), strict=True))
         ]
 
-    def _options(self, kwargs: Mapping[str, Any]) -> VideoOptions:
-        """The options of a call: `kwargs` over the processor's own values."""
-        given = {key: value for key, value in kwargs.items() if value is not None}
-        names = {field.name for field in fields(VideoOptions)} - {"min_pixels", "max_pixels", "fps_was_given"}
-        values = {name: given.get(name, getattr(self, name)) for name in names}
-        if "fps" in given and "num_frames" in given:
-            problem = f"excludes num_frames={shorten(given['num_frames'])}"
-            raise ValueError(message("fps", given["fps"], problem, "pass one of the two"))
+    def _values(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        values = super()._values(kwargs)
+        fps, num_frames = kwargs.get("fps"), kwargs.get("num_frames")
+        if fps is not None and num_frames is not None:
+            problem = f"excludes num_frames={shorten(num_frames)}"
+            raise ValueError(message("fps", fps, problem, "pass one of the two"))
         if values["num_frames"] is not None:
-            values["num_frames" if "fps" in given else "fps"] = None
-        bounds = _bounds(self.size) | _bounds(given.get("size"))
-        bounds |= {key: given[key] for key in ("min_pixels", "max_pixels") if key in given}
-        for key in ("image_mean", "image_std"):
-            values[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
-        return VideoOptions(**values, **bounds, fps_was_given="fps" in given)
+            values["num_frames" if fps is not None else "fps"] = None
+        return values | {"fps_was_given": fps is not None}
 
 
 def describe_clip(facts: VideoFacts, indices: np.ndarray, *, temporal_patch_size: int) -> ArlowVideoMetadata:
@@ -452,7 +329,7 @@ def _pack(source: VideoSource, plan: ClipPlan, indices: np.ndarray, options: Vid
     frames = np.empty((len(indices), plan.height, plan.width, 3), dtype=np.uint8)
     for at, frame in enumerate(source.frames(indices)):
         if frame.shape[:2] != (plan.height, plan.width):
-            frame = np.asarray(Image.fromarray(frame).resize((plan.width, plan.height), options.resample))
+            frame = options.resize(Image.fromarray(frame), height=plan.height, width=plan.width)
         frames[at] = frame
     return pack_video(
         frames,
@@ -468,13 +345,7 @@ def _normalise(packed: list[np.ndarray], options: VideoOptions) -> np.ndarray:
     stop = len(out)
     while packed:
         rows = packed.pop()
-        normalise_rows(
-            rows,
-            scale=options.rescale_factor if options.do_rescale else 1.0,
-            mean=options.image_mean if options.do_normalize else 0.0,
-            std=options.image_std if options.do_normalize else 1.0,
-            out=out[stop - len(rows) : stop],
-        )
+        options.normalise(rows, out=out[stop - len(rows) : stop])
         stop -= len(rows)
     return out
 
@@ -496,42 +367,3 @@ def _flatten_metadata(metadata: Any, count: int) -> list[Mapping | None]:
         if unknown := sorted(set(each or ()) - known):
             raise ValueError(message(f"video_metadata[{index}]", unknown, "unknown keys"))
     return flat
-
-
-def _bounds(size: Any) -> dict[str, Any]:
-    """`size` as `min_pixels` and `max_pixels`; a bound may be left out, another key is an error."""
-    if size is None:
-        return {}
-    try:
-        given: dict[str, Any] = dict(size)  # a dict or Transformers' SizeDict
-    except (TypeError, ValueError):
-        given = {}
-    names = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
-    if not given or not given.keys() <= names.keys():
-        shown = given or size
-        raise ValueError(message("size", shown, 'expected {"shortest_edge": min_pixels, "longest_edge": max_pixels}'))
-    return {names[key]: value for key, value in given.items()}
-
-
-def _refuse_unknown(kwargs: Mapping[str, Any], *, where: str) -> None:
-    known = ArlowVideoProcessorKwargs.__annotations__
-    for key in kwargs:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"{where}: unknown option {shorten(key)}{hint}")
-
-
-def _check_integer(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(message(field, value, "must be a positive integer"))
-
-
-def _check_numbers(field: str, value: Any, *, above: float) -> None:
-    """One finite number, or three, one per channel (only where a tuple is allowed at all)."""
-    values = value if isinstance(value, tuple) and field.startswith("image_") else (value,)
-    for each in values:
-        is_number = isinstance(each, numbers.Real) and not isinstance(each, bool)
-        if not is_number or not above < each < math.inf or len(values) not in (1, 3):
-            expected = "one finite number" + (", or three" if field.startswith("image_") else "")
-            raise ValueError(message(field, value, f"expected {expected}" + (f" above {above}" if above == 0 else "")))

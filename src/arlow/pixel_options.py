@@ -1,0 +1,267 @@
+"""What pictures and videos have in common: the options of a call, and the processor that stores and merges them.
+
+`PixelKwargs` declares them, `PixelOptions` are those of one call, validated once and trusted behind; `PixelProcessor`
+keeps them. `image_processing_arlow` and `video_processing_arlow` extend all three.
+"""
+
+# No `from __future__ import annotations`: Transformers reads the TypedDict's annotations at run time.
+
+import difflib
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict
+
+import numpy as np
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .errors import message, shorten
+from .media import INPUT_FORMATS, VALUE_RANGES
+from .media_fetch import DEFAULT_POLICY, MediaPolicy
+from .patches import normalise_rows, target_size
+
+
+BOUNDS = ("min_pixels", "max_pixels")  # stored as `size`
+CALL_ONLY = ("return_tensors", "device", "data_format", "disable_grouping", "video_metadata")  # of one call
+LOADING_ONLY = ("image_processor_type", "feature_extractor_type", "processor_class")  # found in saved files
+INTEGER_OR_NONE = int | None
+SIZE_KEYS: dict[str, str] = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+
+
+class PixelKwargs(TypedDict, total=False):
+    """Options of pictures and of videos, for construction and calls. `None` means the processor's own value."""
+
+    patch_size: int | None  # pixels, side of a patch
+    temporal_patch_size: int | None  # frames per row of a video; still pictures have one
+    merge_size: int | None  # patches, side of the block that becomes one token
+    size: Any  # {"shortest_edge": min_pixels, "longest_edge": max_pixels}: bounds of the area of each resized picture
+    min_pixels: int | None  # the same bounds by themselves
+    max_pixels: int | None
+    do_resize: bool | None  # False: sides must be multiples of patch_size * merge_size already
+    resample: Any  # PIL.Image.Resampling or its number
+    do_rescale: bool | None
+    rescale_factor: float | int | None
+    do_normalize: bool | None
+    image_mean: float | int | list[float] | tuple[float, ...] | None  # one number or one per channel, after rescaling
+    image_std: float | int | list[float] | tuple[float, ...] | None
+    do_convert_rgb: bool | None  # False: pictures that are not RGB are refused
+    input_data_format: Any  # "channels_first" | "channels_last", for arrays where both could be
+    value_range: str | None  # "0..1" | "0..255" | "0..65535", what the samples of an array span
+    return_tensors: Any  # "pt", "np" or None (NumPy)
+    device: Any  # where "pt" tensors go
+    data_format: Any  # accepted and unused: rows have one layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelOptions:
+    """The options of one call, validated: `ValueError` names the field and the value. Units as above."""
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+    do_resize: bool
+    resample: Any
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: float | tuple[float, ...]
+    image_std: float | tuple[float, ...]
+    do_convert_rgb: bool
+    input_data_format: Any
+    value_range: Any
+
+    CHOICES = {"input_data_format": INPUT_FORMATS, "value_range": VALUE_RANGES}
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int or (value is not None and field.type == INTEGER_OR_NONE):
+                check_integer(field.name, value)
+            elif field.type is bool and not isinstance(value, bool):
+                raise ValueError(message(field.name, value, "must be True or False"))
+        if isinstance(self.resample, bool) or self.resample not in list(Image.Resampling):
+            raise ValueError(message("resample", self.resample, "is no filter of PIL.Image.Resampling (0..5)"))
+        self._check_number("rescale_factor", self.rescale_factor, above=0)
+        self._check_number("image_mean", self.image_mean, above=-math.inf)
+        self._check_number("image_std", self.image_std, above=0)
+        for name, allowed in self.CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(message(name, getattr(self, name), f"expected one of {allowed}"))
+        self._check_area()
+
+    def _check_number(self, field: str, value: Any, *, above: float) -> None:
+        """One number; of `image_mean` and `image_std` also three, one per channel."""
+        many = field.startswith("image_") and isinstance(value, (list, tuple))
+        if many and len(value) != 3:
+            raise ValueError(message(field, value, "must be one number or three, one per channel"))
+        for each in value if many else (value,):
+            if not is_number(each, above=above):
+                problem = "must be a finite number" + (f" above {above}" if above == 0 else "")
+                raise ValueError(message(field, each, problem))
+
+    def _check_area(self) -> None:
+        if self.min_pixels > self.max_pixels:
+            size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+            raise ValueError(message("size", size, "min_pixels (shortest_edge) is over max_pixels (longest_edge)"))
+        if self.max_pixels < self.factor**2:
+            problem = f"is less than one token of {self.factor}x{self.factor} pixels (patch_size * merge_size)"
+            raise ValueError(message("max_pixels", self.max_pixels, problem))
+
+    @property
+    def factor(self) -> int:
+        """Pixels, side of the block that becomes one token."""
+        return self.patch_size * self.merge_size
+
+    def target(self, height: int, width: int, *, most: int, name: str) -> tuple[int, int]:
+        """The size (pixels) a picture of `height` x `width` pixels is resized to, its area at most `most`.
+
+        With `do_resize=False` it is the picture's own, whatever its area; `ValueError` if it is not whole tokens.
+        """
+        factor = self.factor
+        if self.do_resize:
+            least = min(self.min_pixels, most)
+            return target_size(height, width, factor=factor, min_pixels=least, max_pixels=most, name=name)
+        if height < 1 or width < 1 or height % factor or width % factor:
+            problem = f"do_resize=False needs multiples of patch_size * merge_size = {factor}"
+            raise ValueError(f"{name} of {height}x{width} pixels: {problem}")
+        return height, width
+
+    def resize(self, image: Image.Image, *, height: int, width: int) -> np.ndarray:
+        """An RGB picture as (height, width, 3) uint8, antialiased."""
+        return np.asarray(image.resize((width, height), self.resample))
+
+    def normalise(self, rows: np.ndarray, *, out: np.ndarray) -> None:
+        """Packed rows (N, 3*K) uint8 as float32 in `out`, of the same shape."""
+        normalise_rows(
+            rows,
+            scale=self.rescale_factor if self.do_rescale else 1.0,
+            mean=self.image_mean if self.do_normalize else 0.0,
+            std=self.image_std if self.do_normalize else 1.0,
+            out=out,
+        )
+
+
+def check_integer(field: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(message(field, value, "must be a positive integer"))
+
+
+def is_number(value: Any, *, above: float) -> bool:
+    """Whether `value` is a number (no bool) over `above`, and finite as a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return above < float(value) < math.inf
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
+def check_tensor_type(return_tensors: Any) -> None:
+    """Raise `ValueError` unless tensors can be returned so."""
+    if return_tensors not in (None, "pt", "np"):  # TensorType members are strings too
+        raise ValueError(message("return_tensors", return_tensors, 'expected "pt", "np" or None'))
+
+
+class PixelProcessor(BaseImageProcessor):
+    """A mixin before Transformers' classes: options are checked and stored, saved, and merged with those of a call.
+
+    A subclass says with `options_type` and `valid_kwargs` which options there are; their defaults are its attributes.
+    """
+
+    patch_size = 14
+    temporal_patch_size = 2
+    merge_size = 2
+    do_resize = True
+    resample = Image.Resampling.BICUBIC
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+    do_convert_rgb = True
+    input_data_format = None
+    value_range = None
+
+    policy: MediaPolicy = DEFAULT_POLICY
+    default_to_square = False
+    options_type: type[PixelOptions]
+    # What `size` may hold, and which bound that is.
+    size_keys = SIZE_KEYS
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs = {key: value for key, value in kwargs.items() if key not in LOADING_ONLY}
+        auto_map = kwargs.pop("auto_map", None)
+        self._refuse_unknown(kwargs, where=type(self).__name__)
+        options = self._options(kwargs)  # before anything is stored: an impossible value leaves no half-made object
+        for key in ("size", *BOUNDS):
+            kwargs.pop(key, None)
+        super().__init__(size={"shortest_edge": options.min_pixels, "longest_edge": options.max_pixels}, **kwargs)
+        if auto_map is not None:
+            self.auto_map = auto_map
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        """The attributes to store: the bounds of the area live in `size` alone; nothing is padded or cropped."""
+        stored = super()._standardize_kwargs(**kwargs)
+        for key in (*BOUNDS, "crop_size", "pad_size", *CALL_ONLY):
+            stored.pop(key, None)
+        return stored
+
+    @property
+    def min_pixels(self) -> int:
+        """Pixels, lower bound of the area of a resized picture or frame."""
+        return self.size["shortest_edge"]
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels, upper bound of the area of a resized picture or frame."""
+        return self.size["longest_edge"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved: every option, not the policy."""
+        saved = super().to_dict()
+        saved.pop("policy", None)
+        return saved
+
+    def _refuse_unknown(self, kwargs: Mapping[str, Any], *, where: str) -> None:
+        known = self.valid_kwargs.__annotations__
+        for key in kwargs:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise TypeError(f"{where}: unknown option {shorten(key)}{hint}")
+
+    def _options(self, kwargs: Mapping[str, Any]) -> Any:
+        """The options of a call, an `options_type`: `kwargs` over the processor's own values."""
+        return self.options_type(**self._values(kwargs))
+
+    def _values(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Every field of `options_type` that a caller may give."""
+        given = {key: value for key, value in kwargs.items() if value is not None}
+        known = self.valid_kwargs.__annotations__
+        values = {}
+        for field in fields(self.options_type):
+            if (name := field.name) in known and name not in BOUNDS:
+                values[name] = given[name] if name in given else getattr(self, name)
+        for key in ("image_mean", "image_std"):
+            values[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
+        bounds = self._bounds(self.size) | self._bounds(given.get("size"))
+        return values | bounds | {key: given[key] for key in BOUNDS if key in given}
+
+    def _bounds(self, size: Any) -> dict[str, Any]:
+        """`size` as `min_pixels` and `max_pixels`; a bound may be left out, another key is an error."""
+        if size is None:
+            return {}
+        try:
+            given: dict[str, Any] = dict(size)  # a dict or Transformers' SizeDict
+        except (TypeError, ValueError):
+            given = {}
+        bounds = {self.size_keys.get(key, key): value for key, value in given.items()}
+        if not given or not given.keys() <= self.size_keys.keys() or len(bounds) < len(given):
+            expected = 'expected {"shortest_edge": min_pixels, "longest_edge": max_pixels}'
+            raise ValueError(message("size", given or size, expected))
+        return bounds
