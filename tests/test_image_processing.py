@@ -251,6 +251,15 @@ def test_none_means_the_default(processor):
     names = [name for name in ArlowImageProcessorKwargs.__annotations__ if name != "return_tensors"]
     out = processor(image, return_tensors="np", **dict.fromkeys(names))
     np.testing.assert_array_equal(out["pixel_values"], processor(image)["pixel_values"])
+    given = ArlowImageProcessor(**dict.fromkeys(ArlowImageProcessorKwargs.__annotations__))
+    assert given.to_dict() == processor.to_dict()
+
+
+@pytest.mark.parametrize("field", ["rescale_factor", "image_mean", "image_std", "pan_and_scan_min_ratio_to_activate"])
+def test_integers_beyond_floats_are_refused(processor, field):
+    """A number that is no float is a ValueError that names the field."""
+    with pytest.raises(ValueError, match=f"^{field}=1000"):
+        processor(samples.picture(), **{field: 10**400})
 
 
 def test_attributes_may_be_changed(processor):

@@ -334,6 +334,20 @@ def test_every_option_is_declared() -> None:
     assert ArlowVideoProcessor(**given).to_dict() == processor.to_dict()
 
 
+def test_none_means_the_default() -> None:
+    """Options that are None at construction keep their defaults; only for `fps` is None a value of its own."""
+    names = set(ArlowVideoProcessorKwargs.__annotations__) - {"fps"}
+    assert ArlowVideoProcessor(**dict.fromkeys(names)).to_dict() == ArlowVideoProcessor().to_dict()
+    assert ArlowVideoProcessor(fps=None).fps is None
+
+
+def test_sizes_of_nothing_are_refused() -> None:
+    """A clip without height or width has no patches to count, also when it is not resized."""
+    for options in ({"do_resize": False}, {"do_resize": False, "max_tokens_per_video": 9}, {}):
+        with pytest.raises(ValueError, match="video of 0x28 pixels"):
+            ArlowVideoProcessor().get_num_of_video_patches(2, 0, 28, options)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "named"),
     [
@@ -355,7 +369,9 @@ def test_every_option_is_declared() -> None:
         ({"size": 224}, ValueError, "size=224"),
         ({"resample": 17}, ValueError, "resample=17"),
         ({"image_mean": [0.5, 0.5]}, ValueError, "image_mean"),
+        ({"image_mean": []}, ValueError, "image_mean="),
         ({"image_std": 0}, ValueError, "image_std=0"),
+        ({"fps": 10**400}, ValueError, "fps=1000"),
         ({"rescale_factor": "x"}, ValueError, "rescale_factor='x'"),
         ({"do_resize": 1}, ValueError, "do_resize=1"),
         ({"value_range": "0..2"}, ValueError, "value_range"),

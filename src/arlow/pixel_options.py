@@ -197,6 +197,7 @@ class PixelProcessor(BaseImageProcessor):
         kwargs = {key: value for key, value in kwargs.items() if key not in LOADING_ONLY}
         auto_map = kwargs.pop("auto_map", None)
         self._refuse_unknown(kwargs, where=type(self).__name__)
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}  # Transformers would store None
         options = self._options(kwargs)  # before anything is stored: an impossible value leaves no half-made object
         for key in ("size", *BOUNDS):
             kwargs.pop(key, None)
