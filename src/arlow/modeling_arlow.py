@@ -307,7 +307,7 @@ class ArlowForConditionalGeneration(ArlowPreTrainedModel, GenerationMixin):
         """As the library's, but a model that drafts for another one sees the media, too: its prefill does not count
         as a first iteration there, and only those get features."""
         inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
-        features, ids = kwargs.get("mm_encoder_outputs"), inputs["input_ids"]
+        features, ids = kwargs.get("mm_encoder_outputs") or {}, inputs["input_ids"]
         drafts = features and "mm_encoder_outputs" not in inputs and ids.shape[1] > 1 and not _cached_tokens(kwargs)
         if drafts and self._fits(features):
             inputs["mm_encoder_outputs"] = features
@@ -364,21 +364,28 @@ def _cached_tokens(model_kwargs: dict[str, Any]) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-class ArlowForSequenceClassification(GenericForSequenceClassification, ArlowPreTrainedModel):
-    """The text decoder with a linear head on each row's last real token."""
+class _TextHead(ArlowPreTrainedModel):
+    """The heads build their backbone through AutoModel, which must know the config's class. It does where this package
+    is installed; a config that came as code saved with a model has a class of its own."""
 
     config: ArlowTextConfig
     config_class = ArlowTextConfig
     input_modalities = ("text",)
+
+    def __init__(self, config: ArlowTextConfig) -> None:
+        if type(config) not in AutoModel._model_mapping:
+            AutoModel.register(type(config), ArlowTextModel, exist_ok=True)
+        super().__init__(config)
+
+
+class ArlowForSequenceClassification(_TextHead, GenericForSequenceClassification, ArlowPreTrainedModel):
+    """The text decoder with a linear head on each row's last real token."""
+
     accepts_loss_kwargs = False  # its loss is a mean over rows: the Trainer averages it over accumulated batches
 
 
-class ArlowForTokenClassification(GenericForTokenClassification, ArlowPreTrainedModel):
+class ArlowForTokenClassification(_TextHead, GenericForTokenClassification, ArlowPreTrainedModel):
     """The text decoder with a linear head on every token; labels of -100 are left out of the loss."""
-
-    config: ArlowTextConfig
-    config_class = ArlowTextConfig
-    input_modalities = ("text",)
 
     @can_return_tuple
     def forward(
@@ -420,13 +427,10 @@ class ArlowForTokenClassification(GenericForTokenClassification, ArlowPreTrained
         return TokenClassifierOutput(loss=token_loss(output.logits, labels, num_items_in_batch), **output)
 
 
-class ArlowForQuestionAnswering(GenericForQuestionAnswering, ArlowPreTrainedModel):
+class ArlowForQuestionAnswering(_TextHead, GenericForQuestionAnswering, ArlowPreTrainedModel):
     """The text decoder with span logits."""
 
-    config: ArlowTextConfig
-    config_class = ArlowTextConfig
     base_model_prefix = "model"
-    input_modalities = ("text",)
 
 
 # Parts of a vision-language checkpoint loaded as models of their own
@@ -445,7 +449,3 @@ for _name, _part in (
     ("ArlowVLVisionModel", _LoadOnly(prefix_to_remove=r"model\.visual")),
 ):
     register_checkpoint_conversion_mapping(_name, [_part], overwrite=True)
-
-if not __name__.startswith("arlow."):
-    # Loaded as code saved with a model, without the package: the heads build their backbone through AutoModel.
-    AutoModel.register(ArlowTextConfig, ArlowTextModel, exist_ok=True)
