@@ -19,14 +19,16 @@ def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | N
         both = "both were given" if input_ids is not None else "neither was given"
         raise ValueError(message("input_ids/inputs_embeds", None, f"give exactly one of the two; {both}"))
     if inputs_embeds is not None:
-        if inputs_embeds.ndim != 3 or inputs_embeds.shape[-1] != config.hidden_size:
-            wanted = f"must have shape (batch, sequence, hidden_size={config.hidden_size})"
+        if inputs_embeds.ndim != 3 or inputs_embeds.shape[-1] != config.hidden_size or 0 in inputs_embeds.shape:
+            wanted = f"must have shape (batch, sequence, hidden_size={config.hidden_size}), none of them 0"
             raise ValueError(message("inputs_embeds", inputs_embeds, wanted))
         return
     assert input_ids is not None
     if input_ids.ndim != 2 or input_ids.is_floating_point():
         raise ValueError(message("input_ids", input_ids, f"must be integers (batch, sequence), not {input_ids.dtype}"))
-    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling() and input_ids.numel():
+    if 0 in input_ids.shape:
+        raise ValueError(message("input_ids", input_ids, "holds no tokens"))
+    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
         outside = (input_ids < 0) | (input_ids >= config.vocab_size)
         if bool(outside.any()):
             row, column = outside.nonzero()[0].tolist()
@@ -96,6 +98,32 @@ def check_labels(
             place = tuple(outside.nonzero()[0].tolist())
             problem = f"neither -100 nor one of the {classes} classes, 0..{classes - 1}"
             raise ValueError(message(f"labels{list(place)}", int(labels[place]), problem))
+
+
+def check_media(pixels: torch.Tensor | None, grid: torch.Tensor | None, names: tuple[str, str]) -> None:
+    """Tensors, and a grid that says t, h, w of at least one item. `names`: of both arguments.
+
+    Raises:
+        TypeError: a list or an array: the processor was asked for other tensors than PyTorch's.
+        ValueError: a grid of another shape or of fractions.
+    """
+    for name, value in zip(names, (pixels, grid), strict=True):
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise TypeError(message(name, value, "must be a tensor", 'call the processor with return_tensors="pt"'))
+    if grid is not None and (grid.ndim != 2 or grid.shape[1] != 3 or not len(grid) or grid.is_floating_point()):
+        wanted = "must be integers (items, 3): patches along t, h, w of every item, one item at least"
+        raise ValueError(message(names[1], grid, wanted))
+
+
+def check_features(kind: str, pieces: Any, taps: Any, *, width: int, count: int) -> None:
+    """Features of one kind, encoded before: as wide as the decoder, and with `count` DeepStack taps."""
+    widths = {piece.shape[-1] for tap in (pieces, *(taps or ())) for piece in tap}
+    if widths - {width}:
+        problem = f"{kind} features are {sorted(widths - {width})[0]} wide, the decoder is {width} wide"
+        raise ValueError(message("mm_encoder_outputs", [kind], problem, "use the features of this model's encoder"))
+    if len(taps or ()) != count:
+        problem = f"{kind} features come with {len(taps or ())} DeepStack taps, this model has {count}"
+        raise ValueError(message("mm_encoder_outputs", [kind], problem, "use the features of this model's encoder"))
 
 
 def check_rows(pixels: torch.Tensor, rows: int, names: tuple[str, str]) -> None:
