@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
-from .checks import check_inputs, check_token_types
+from .checks import check_features, check_inputs, check_media, check_token_types
 from .configuration_arlow import ArlowConfig
 from .errors import message
 from .positions import IMAGE, MODALITIES, VIDEO, check_placeholders, count_placeholders, get_rope_index
@@ -160,6 +160,8 @@ class ArlowModel(ArlowPreTrainedModel):
         if mm_encoder_outputs and (pixel_values is not None or pixel_values_videos is not None):
             problem = "features and pixels were both given"
             raise ValueError(message("mm_encoder_outputs", list(mm_encoder_outputs), problem, "give one of the two"))
+        check_media(pixel_values, image_grid_thw, ("pixel_values", "image_grid_thw"))
+        check_media(pixel_values_videos, video_grid_thw, ("pixel_values_videos", "video_grid_thw"))
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         found = self._placeholders(input_ids, inputs_embeds)
@@ -228,6 +230,9 @@ class ArlowModel(ArlowPreTrainedModel):
             return
         check_token_types(types, found)
         counts = count_placeholders(types)
+        unknown = sorted(set(features) - set(MODALITIES.values()))
+        if unknown:
+            raise ValueError(message("mm_encoder_outputs", unknown, "unknown kinds", "use 'image' and 'video'"))
         for kind, name in MODALITIES.items():
             output = features.get(name)
             sizes = [] if output is None else [len(item) for item in output.pooler_output]
@@ -236,6 +241,9 @@ class ArlowModel(ArlowPreTrainedModel):
                     f"the text has {sum(counts[kind])} {name} placeholder tokens for {sum(sizes)} {name} features"
                 )
                 raise ValueError(message(f"{name} features", sum(sizes), problem, "see the processor's output"))
+            if output is not None:
+                width, taps = self.config.text_config.hidden_size, len(self.config.deepstack_decoder_layers)
+                check_features(name, output.pooler_output, output.deepstack_features, width=width, count=taps)
             if len(sizes) > 1:  # a chunk comes as one piece, over all rows
                 check_placeholders(counts[kind], sizes, kind)
 

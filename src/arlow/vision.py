@@ -23,7 +23,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import FLASH_KERNELS, Varlen, attention_function, backend_for, cumulative
-from .checks import check_rows
+from .checks import check_media, check_rows
 from .configuration_arlow import ArlowVisionConfig
 from .errors import message
 from .rope import VisionRotary, rotate
@@ -199,7 +199,8 @@ def read_grids(
 ) -> list[Grid]:
     """Grids as Python numbers (the one look at the device), checked against the rows. `names`: of both arguments."""
     rows_name, grid_name = names
-    if thw is None or thw.ndim != 2 or thw.shape[1] != 3:
+    check_media(pixels, thw, names)
+    if thw is None:
         raise ValueError(message(grid_name, thw, "must have shape (items, 3): patches along t, h, w of every item"))
     square = config.in_channels * config.patch_size**2
     widths = {"frame group": square * config.temporal_patch_size}
