@@ -105,11 +105,13 @@ def check_media(pixels: torch.Tensor | None, grid: torch.Tensor | None, names: t
 
     Raises:
         TypeError: a list or an array: the processor was asked for other tensors than PyTorch's.
-        ValueError: a grid of another shape or of fractions.
+        ValueError: pixels without a grid; a grid of another shape or of fractions.
     """
     for name, value in zip(names, (pixels, grid), strict=True):
         if value is not None and not isinstance(value, torch.Tensor):
             raise TypeError(message(name, value, "must be a tensor", 'call the processor with return_tensors="pt"'))
+    if pixels is not None and grid is None:
+        raise ValueError(message(names[1], grid, f"{names[0]} needs it: patches along t, h, w of every item"))
     if grid is not None and (grid.ndim != 2 or grid.shape[1] != 3 or not len(grid) or grid.is_floating_point()):
         wanted = "must be integers (items, 3): patches along t, h, w of every item, one item at least"
         raise ValueError(message(names[1], grid, wanted))

@@ -195,13 +195,11 @@ class Layout(NamedTuple):
 
 
 def read_grids(
-    pixels: torch.Tensor, thw: torch.Tensor | None, config: ArlowVisionConfig, names: tuple[str, str]
+    pixels: torch.Tensor, thw: torch.Tensor, config: ArlowVisionConfig, names: tuple[str, str]
 ) -> list[Grid]:
     """Grids as Python numbers (the one look at the device), checked against the rows. `names`: of both arguments."""
     rows_name, grid_name = names
     check_media(pixels, thw, names)
-    if thw is None:
-        raise ValueError(message(grid_name, thw, "must have shape (items, 3): patches along t, h, w of every item"))
     square = config.in_channels * config.patch_size**2
     widths = {"frame group": square * config.temporal_patch_size}
     if rows_name == "pixel_values":

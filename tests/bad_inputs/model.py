@@ -140,14 +140,14 @@ MODEL_KINDS = [
     ("grid as a list", ask(ROWS[1], image_grid_thw=[[1, 4, 6]]), "image_grid_thw"),
 ]
 MODEL = [
-    ("placeholders without pixels", ask(without=PIXELS), "6 image"),
+    ("placeholders without pixels", ask(without=PIXELS), "row 1 has 6 image"),
     ("images but no videos", ask(without=PIXELS[2:]), "8 video"),
     ("pixels without placeholders", ask(ROWS[0], **pixels(ROWS[1].media)), "1 image"),
     ("one image too many", ask(ROWS[1], **pixels([image(4, 6), image(4, 4)])), "2 image"),
     ("counts that balance in total only", ask(*TWO, **pixels([image(4, 4), image(4, 6)])), "row 0 has 6 image"),
     ("half a video in each row",
      ask(*[prompt(1, video(1, 4, 4), seed=5)] * 2, **pixels([video(2, 4, 4)])), "row 0 has 4 video"),
-    ("pixels without their grid", ask(ROWS[1], without=("image_grid_thw",)), "grid_thw"),
+    ("pixels without their grid", ask(ROWS[1], without=("image_grid_thw",)), "image_grid_thw"),
     ("grid without its pixels", ask(ROWS[1], without=("pixel_values",)), "6 image"),
     ("rows that the grid does not describe", ask(ROWS[1], pixel_values=torch.zeros(20, STILL)), "20 rows"),
     ("images passed as videos",
