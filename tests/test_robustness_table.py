@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from itertools import groupby
 from pathlib import Path
 
@@ -34,28 +35,29 @@ def answer(case: BadInput, folder: Path) -> tuple[str, str]:
     try:
         case.attempt(folder)
     except case.error as error:
-        text = " ".join(str(error).split())
-        text = re.sub(r"(/[^\s'\":;,]*)?/pytest-[^\s'\":;,]*/", "…/", text)
+        text = " ".join(str(error).split()).replace(str(folder), "…")
         text = re.sub(r"(?<=127\.0\.0\.1:)\d+|(?<=localhost:)\d+", "PORT", text)
         return type(error).__name__, text.replace("|", "\\|").replace("<", "&lt;")
     return "", "no error"
 
 
 def build(folder: Path) -> str:
+    """The page. `folder` is short: messages cut long values, and must do so alike on every machine."""
     sections = [INTRODUCTION]
     ordered = sorted(CASES, key=lambda case: case.room)
     for room, cases in groupby(ordered, key=lambda case: case.room):
         rows = [f"## {room}\n", "| Input | Error | Message |", "| --- | --- | --- |"]
         for case in cases:
-            kind, text = answer(case, folder / f"{len(sections)}-{len(rows)}")
+            kind, text = answer(case, folder / f"{len(sections):02}{len(rows):03}")
             rows.append(f"| {case.name} | `{kind}` | {text} |")
         sections.append("\n".join(rows) + "\n")
     return "\n".join(sections)
 
 
-def test_page_is_what_the_corpus_answers(tmp_path: Path) -> None:
+def test_page_is_what_the_corpus_answers() -> None:
     """Each row of the page is today's answer; an error that changes its words changes the page."""
-    page = build(tmp_path)
+    with tempfile.TemporaryDirectory(dir="/tmp" if os.path.isdir("/tmp") else None) as folder:
+        page = build(Path(folder))
     if os.environ.get("ARLOW_UPDATE_DOCS"):
         PAGE.write_text(page)
     if not PAGE.is_file():

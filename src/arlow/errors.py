@@ -22,14 +22,18 @@ def shorten(value: object, limit: int = MAX_VALUE_CHARS) -> str:
     """`value` as text of at most `limit` characters, safe to put into a message: arrays and tensors become their
     shape, objects their class name, so that a message never carries addresses or megabytes."""
     text = _show(value, limit)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    if len(text) <= limit:
+        return text
+    # Of a long path the end says more than the beginning.
+    tail = limit // 2 if isinstance(value, str) else 0
+    return text[: limit - 1 - tail] + "…" + text[len(text) - tail :]
 
 
 def _show(value: Any, limit: int) -> str:
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
     if isinstance(value, str):
-        return repr(value[: limit + 1])
+        return repr(value if len(value) <= 2 * limit else value[:limit] + value[-limit:])
     if isinstance(value, (bytes, bytearray)):
         return f"{len(value)} bytes"
     if isinstance(value, (list, tuple)):
