@@ -242,6 +242,15 @@ def test_backends_equal_float64(backend: str, groups: int) -> None:
     assert weights is None or torch.allclose(weights.sum(-1), torch.ones(2, 4, 6))
 
 
+def test_eager_softmax_is_float32() -> None:
+    """In a bfloat16 model the softmax of eager attention is computed in float32 and rounded once."""
+    query, key, value = torch.randn(3, 1, 2, 64, 8).bfloat16()
+    module = nn.Module()
+    _, weights = eager_attention(module.eval(), query, key, value, None, scaling=1.0)
+    scores = torch.matmul(query, key.transpose(-1, -2))
+    assert torch.equal(weights, scores.float().softmax(-1).bfloat16())
+
+
 def test_other_backends_are_transformers_own() -> None:
     """A name that is not Arlow's is looked up in Transformers; eager is Arlow's own."""
     assert attention_function("sdpa") is ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -414,6 +423,16 @@ def test_varlen_generates_what_eager_does(kind: str, options: dict[str, Any], va
     )
     assert torch.equal(flash, eager)
     assert PACKAGE in varlen
+
+
+def test_dropout_in_training_reaches_the_choice(varlen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's kernel has no dropout: a model that drops attention weights uses it in evaluation only."""
+    monkeypatch.setattr(attention, "available_kernels", lambda: (NATIVE,))
+    model = causal_lm(text_config(attention_dropout=0.1), backend=FLASH)
+    model(token_ids(1, 4))
+    model.train()(token_ids(1, 4))
+    causal_lm(backend=FLASH).train()(token_ids(1, 4))
+    assert varlen == [NATIVE, "sdpa", NATIVE]
 
 
 def test_static_caches_take_sdpa_instead(varlen: list[str]) -> None:

@@ -150,12 +150,15 @@ def test_mlp_dropout_drops_inner_units() -> None:
 
 
 def test_resid_dropout_drops_what_joins_the_stream() -> None:
-    """A share of each block's output is left out; where both blocks' are, the residual stream passes untouched."""
-    layer = dropping("resid_dropout", 0.5).train().model.layers[0]
+    """A share of each block's output is left out; where all blocks' are, the residual stream passes untouched."""
+    model = causal_lm(text_config(num_hidden_layers=1, resid_dropout=0.5, use_cross_attention=True))
+    layer = model.train().model.layers[0]
+    layer.cross_attn.gate.data.fill_(1.0)
     hidden = torch.randn(4, 40, 32)
-    tables = dropping("resid_dropout", 0.0).model.rotary_emb(hidden, torch.arange(40)[None])
-    update = layer(hidden, position_embeddings=tables) - hidden
-    assert (update == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)  # a half of a half
+    tables = model.model.rotary_emb(hidden, torch.arange(40)[None])
+    for encoder, untouched in ((None, 1 / 4), (EncoderStates(torch.randn(4, 6, 32), None), 1 / 8)):
+        update = layer(hidden, position_embeddings=tables, encoder=encoder) - hidden
+        assert (update == 0).float().mean().item() == pytest.approx(untouched, abs=0.02)
 
 
 def test_cross_attention_drops_too() -> None:
