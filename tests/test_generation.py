@@ -383,14 +383,34 @@ def test_a_loop_by_hand_with_three_axes(model) -> None:
 
 
 @torch.no_grad()
+def test_a_loop_by_hand_after_an_image(model) -> None:
+    """The same when nothing stands between the image and the answer."""
+    row = prompt(3, image(4, 8, marked=False), seed=2)
+    output, tokens = model(**batch(row), use_cache=True), []
+    for _ in range(NEW):
+        tokens.append(output.logits[:, -1:].argmax(-1))
+        output = model(input_ids=tokens[-1], past_key_values=output.past_key_values)
+    assert torch.cat(tokens, dim=1)[0].tolist() == greedy_by_hand(model, row)
+
+
+@torch.no_grad()
 def test_a_cache_that_was_reset(model) -> None:
-    """A static cache used for images, reset and used for text keeps nothing of the images' positions."""
-    cache = StaticCache(config=model.config.text_config, max_cache_len=64)
-    model(**batch(ROWS[2]), past_key_values=cache)
-    cache.reset()
-    text = batch(ROWS[0])
-    wanted = model(**text).logits
-    torch.testing.assert_close(model(**text, past_key_values=cache).logits, wanted, rtol=1e-4, atol=2e-5)
+    """A static cache used for images, reset and used again starts at position 0, by hand and in `generate`."""
+    for again in (ROWS[0], ROWS[1]):
+        cache = StaticCache(config=model.config.text_config, max_cache_len=64)
+        model(**batch(ROWS[2]), past_key_values=cache)
+        seen = []
+        hook = model.get_decoder().register_forward_pre_hook(
+            lambda module, args, kwargs, seen=seen: seen.append(kwargs["position_ids"]), with_kwargs=True
+        )
+        for run in (lambda: model(**batch(again), past_key_values=cache),  # noqa: B023
+                    lambda: new_tokens(model, batch(again), past_key_values=cache)):  # noqa: B023  # fmt: skip
+            cache.reset()
+            run()
+        hook.remove()
+        first_steps = [positions for positions in seen if positions is not None and positions.shape[-1] > 1]
+        assert len(first_steps) == (1 if again is ROWS[0] else 2)  # plain text leaves them to the decoder
+        assert all(not positions[..., 0].any() for positions in first_steps)
 
 
 # Continuous batching
