@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import sys
 import threading
 from dataclasses import replace
@@ -236,6 +237,39 @@ def test_floats_in_0_to_1_need_a_word():
     assert load(np.full((4, 5), 1 + 1e-7), value_range="0..1").min() == 255
 
 
+@pytest.mark.parametrize("most", [1.0001, 1.005, 1.4, 3, 15.9])
+def test_floats_that_overshoot_1_need_a_word(most):
+    """Floats of 0..1 that resampling made larger are no 0..255, nor are a few grey levels: an error, never black."""
+    unit = np.linspace(0, most, 12 * 9 * 3).reshape(12, 9, 3)
+    with pytest.raises(ValueError, match=r'value_range="0\.\.1"'):
+        load_picture(unit)
+    with pytest.raises(ValueError, match="value_range"):
+        load_picture(torch.from_numpy(unit).permute(2, 0, 1).float() - 0.1)
+    assert load(unit * 16 / most).max() == 16  # by now it is 0..255
+    np.testing.assert_array_equal(load(unit, value_range="0..255"), np.rint(unit))
+
+
+def test_a_known_range_is_clipped_where_it_overshoots():
+    """Bicubic resampling of black and white squares, worst case included, is clipped as `clip` does."""
+    squares = (torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    unit = torch.nn.functional.interpolate(squares, (80, 80), mode="bicubic")[0]
+    assert unit.min() < -0.3 and unit.max() > 1.3
+    expected = np.rint(unit.clamp(0, 1).permute(1, 2, 0).numpy() * 255)
+    np.testing.assert_array_equal(load(unit, value_range="0..1"), expected)
+    np.testing.assert_array_equal(load(unit * 255, value_range="0..255"), expected)
+    with pytest.raises(ValueError, match=r'value_range="0\.\.255" to clip'):
+        load(unit * 255)
+
+
+@pytest.mark.parametrize("shift", [-1, -0.5, -0.4, 0.6])
+def test_centred_samples_are_no_overshoot(shift):
+    """What a mean was taken from, or what lies far beyond the range, is refused also when the range is given."""
+    unit = np.linspace(0, 1, 12 * 9 * 3).reshape(12, 9, 3)
+    for samples_, value_range in ((unit + shift, "0..1"), ((unit + shift) * 255, "0..255")):
+        with pytest.raises(ValueError, match="outside 0"):
+            load_picture(samples_, value_range=value_range)
+
+
 def test_value_ranges_of_integers():
     """Booleans and 16-bit integers are read with a word; wider integers within 0..255 are samples as they are."""
     mask = np.eye(6, dtype=bool)
@@ -293,13 +327,14 @@ def test_flatten_names_every_picture():
     assert names(image) == ["images"]
     assert names([image, image]) == ["images[0]", "images[1]"]
     assert names([[image], [], (image, image)]) == ["images[0][0]", "images[2][0]", "images[2][1]"]
+    assert names([[image], None, [image]]) == ["images[0][0]", "images[2][0]"]
     assert names(np.zeros((2, 5, 6, 3), np.uint8)) == ["images[0]", "images[1]"]
     assert names([torch.zeros(2, 3, 5, 6)]) == ["images[0][0]", "images[0][1]"]
     pictures = flatten_pictures([image, samples.encode(image)])
     assert pictures[0].source == "RGB image of 5x6 pixels" and pictures[1].source.endswith("bytes")
 
 
-@pytest.mark.parametrize("images", [None, [None], [[[1]]], [3], {"image": 1}, [object()]])
+@pytest.mark.parametrize("images", [None, [None], [1, None], [[None]], [[[1]]], [3], {"image": 1}, [object()]])
 def test_flatten_refuses_what_is_no_picture(images):
     """None, deep nesting and foreign objects are a TypeError that names the place."""
     with pytest.raises(TypeError, match="images"):
@@ -419,6 +454,22 @@ def test_header_is_checked_before_decoding(monkeypatch):
         load_picture(wide)
     with pytest.raises(ValueError, match="max_pixels=100"):
         load_picture(samples.encode(samples.picture()), policy=MediaPolicy(max_pixels=100))
+
+
+@pytest.mark.parametrize("kind", ["png", "bitmap"])
+def test_an_icon_is_measured_before_decoding(kind, monkeypatch):
+    """The directory of an ICO says 16x16; the picture inside says what it is, and is not decoded to find out."""
+    inner = samples.encode(samples.picture(120, 130), "PNG" if kind == "png" else "DIB")
+    if kind == "bitmap":  # its height counts the mask
+        inner = inner[:8] + struct.pack("<i", 240) + inner[12:] + bytes(120 * 20)
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 24, len(inner), 22)
+    icon = struct.pack("<HHH", 0, 1, 1) + entry + inner
+    assert load(icon).shape == (120, 130, 3)
+    monkeypatch.setattr(Image.Image, "load", lambda *_args: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=r"image of 120x130 pixels.*max_pixels=9999"):
+        load_picture(icon, policy=MediaPolicy(max_pixels=9999))
+    with pytest.raises(OSError, match="corrupt"):
+        load_picture(icon[:60])
 
 
 def test_pillow_bomb_warning_is_no_other_error(recwarn):

@@ -11,14 +11,16 @@ A path, URL, data URI, bytes, Pillow image, NumPy array or torch tensor of the s
 
 Arrays have 2 axes, or 3 of which one has 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels. What is ambiguous is
 an error that names the argument which settles it: `input_data_format` when the first and the last axis could both be
-the channels, `value_range` for booleans, 16-bit integers, integers outside 0..255 and floats that lie in 0..1.
-Floats that reach beyond 1 are in 0..255 and are rounded.
+the channels, `value_range` for booleans, 16-bit integers, integers outside 0..255 and floats whose maximum is above 0
+and below 16: those may be in 0..1, resized or compressed so that they overshoot, or in 0..255 and nearly black. Other
+floats are in 0..255 and are rounded. Floats that overshoot a `value_range` that is given are clipped, see `_overshoots`.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -40,6 +42,9 @@ VALUE_RANGES = (None, "0..1", "0..255", "0..65535")
 CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGBA
 WHITE = (255, 255, 255)
 EXPECTED = "a path, URL, data URI, bytes, Pillow image, NumPy array or torch tensor"
+
+DIM = 16  # the least maximum of floats that is taken for 0..255 unasked
+ICON = b"\0\0\1\0"  # how an ICO file begins
 
 _TOP = {"0..1": 1, "0..255": 255, "0..65535": 65535}
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -163,14 +168,22 @@ def open_image(source: object, *, policy: MediaPolicy = DEFAULT_POLICY, name: st
 def flatten_images(images: object, *, name: str = "images") -> list[tuple[str, object]]:
     """What a user passes as `images` as a flat list of `(name, source)`, in order; nothing is loaded.
 
-    One picture, a list of pictures, or a list of lists (one per row of a batch; a row may be empty). An array or
-    tensor of 4 axes is a list of pictures. Raises `TypeError` for `None` and deeper nesting, `ValueError` when there
-    is no picture at all.
+    One picture, a list of pictures, or a list of lists (one per row of a batch; a row may be empty, or `None`). An
+    array or tensor of 4 axes is a list of pictures. Raises `TypeError` for another `None` and deeper nesting,
+    `ValueError` when there is no picture at all.
     """
-    found = list(_flatten(images, name=name, depth=0))
+    found = list(_flatten(fill_rows(images), name=name, depth=0))
     if not found:
         raise ValueError(f"{name}={shorten(images)}: holds no picture")
     return found
+
+
+def fill_rows(media: Any) -> Any:
+    """Media as they are given to a call, rows of `None` as empty rows. Beside lists, `None` is a row without media;
+    beside media it stays, for it is no picture."""
+    if isinstance(media, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in media):
+        return [[] if row is None else row for row in media]
+    return media
 
 
 def _flatten(images: Any, *, name: str, depth: int) -> Iterator[tuple[str, object]]:
@@ -291,15 +304,17 @@ def _to_uint8(array: np.ndarray, *, value_range: ValueRange | None, name: str) -
     low, high = array.min(), array.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"{name}={shorten(array)}: holds NaN or infinite samples")
-    if value_range is None and kind == "f" and 0 < high <= 1:
+    if value_range is None and kind == "f" and 0 < high < DIM:
         raise ValueError(
-            f'{name}={shorten(array)}: its floats lie in 0..1 and could mean that or 0..255; pass value_range="0..1" '
-            'or "0..255"'
+            f"{name}={shorten(array)}: its floats, {low:g} to {high:g}, could be meant in 0..1 or in 0..255; "
+            'pass value_range="0..1" or "0..255"'
         )
     top = _TOP[value_range or "0..255"]
-    slack = 1e-5 * top if kind == "f" else 0  # what float arithmetic leaves beyond the ends
-    if low < -slack or high > top + slack:
-        remedy = "" if value_range else '; pass value_range="0..65535" if it has 16 bits, else rescale it'
+    if (low < 0 or high > top) and not (kind == "f" and _overshoots(low / top, high / top, told=bool(value_range))):
+        remedy = '; pass value_range="0..65535" if it has 16 bits, else rescale it'
+        if kind == "f" and _overshoots(low / top, high / top, told=True):
+            remedy = '; pass value_range="0..255" to clip them'
+        remedy = "" if value_range else remedy
         raise ValueError(f"{name}={shorten(array)}: samples from {low:g} to {high:g} are outside 0..{top}{remedy}")
     if top == 65535:
         return (array.clip(0, top) if kind == "f" else array).astype(np.uint16).__rshift__(8).astype(np.uint8)
@@ -308,6 +323,14 @@ def _to_uint8(array: np.ndarray, *, value_range: ValueRange | None, name: str) -
     if kind == "f":
         array = np.rint(array.clip(0, 255))
     return array.astype(np.uint8)
+
+
+def _overshoots(low: float, high: float, *, told: bool) -> bool:
+    """Whether floats of a range 0..1 stick out by no more than rounding, or, when a caller told the range, than
+    resampling does: less than half of it. So far below 0 only if they are above 1 too, else they are centred on 0."""
+    if not told:
+        return low >= -1e-5 and high <= 1 + 1e-5
+    return high < 1.5 and (low > -0.25 or (low > -0.5 and high > 1))
 
 
 # Files and Pillow images
@@ -357,6 +380,8 @@ def _decode(data: bytes, *, policy: MediaPolicy, name: str, shown: str) -> Image
     formats = _known_formats(policy.image_formats)
     try:
         with _strict_pillow():
+            for size in _icon_sizes(data) if data.startswith(ICON) and "ICO" in formats else ():
+                check_size(*size, policy=policy, name=name)  # Pillow decodes an icon as it opens it
             image = Image.open(io.BytesIO(data), formats=formats)
             check_size(image.height, image.width, policy=policy, name=name)
             if image.format == "PNG":
@@ -374,6 +399,20 @@ def _decode(data: bytes, *, policy: MediaPolicy, name: str, shown: str) -> Image
     if image.format == "JPEG" and _ends_early(image, data):
         raise OSError(f"{name}={shown}: the JPEG data end before the picture does")
     return image
+
+
+def _icon_sizes(data: bytes) -> list[tuple[int, int]]:
+    """The true (height, width) of each picture in an ICO file: its directory may say anything up to 256."""
+    sizes = []
+    for entry in range(struct.unpack_from("<H", data, 4)[0]):
+        (start,) = struct.unpack_from("<I", data, 6 + 16 * entry + 12)
+        if data[start : start + 8] == b"\x89PNG\r\n\x1a\n":
+            width, height = struct.unpack_from(">II", data, start + 16)
+        else:  # a bitmap without its file header, colours and mask one above the other
+            width, height = struct.unpack_from("<ii", data, start + 4)
+            height = abs(height) // 2
+        sizes.append((height, width))
+    return sizes
 
 
 def _undecodable(name: str, shown: str, error: Exception) -> str:
