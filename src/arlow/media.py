@@ -13,7 +13,7 @@ Arrays have 2 axes, or 3 of which one has 1 (grey), 2 (grey, alpha), 3 (RGB) or 
 an error that names the argument which settles it: `input_data_format` when the first and the last axis could both be
 the channels, `value_range` for booleans, 16-bit integers, integers outside 0..255 and floats whose maximum is above 0
 and below 16: those may be in 0..1, resized or compressed so that they overshoot, or in 0..255 and nearly black. Other
-floats are in 0..255 and are rounded. Floats that overshoot a `value_range` that is given are clipped, see `_overshoots`.
+floats are in 0..255 and are rounded. Floats that overshoot the `value_range` given are clipped, see `_overshoots`.
 """
 
 from __future__ import annotations
