@@ -468,7 +468,7 @@ def test_an_icon_is_measured_before_decoding(kind, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda *_args: pytest.fail("decoded"))
     with pytest.raises(ValueError, match=r"image of 120x130 pixels.*max_pixels=9999"):
         load_picture(icon, policy=MediaPolicy(max_pixels=9999))
-    with pytest.raises(OSError, match="corrupt|damaged"):
+    with pytest.raises(OSError, match=r"corrupt|damaged"):
         load_picture(icon[:60])
 
 

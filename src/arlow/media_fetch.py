@@ -16,6 +16,7 @@ import http.client
 import io
 import ipaddress
 import math
+import numbers
 import os
 import re
 import socket
@@ -27,12 +28,13 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from .errors import message, shorten
+from .errors import MAX_MESSAGE_CHARS, message, shorten
 
 
 Source = str | os.PathLike | bytes | bytearray | memoryview
+Address = tuple[int, tuple]  # a socket's family, and where it connects to
 
 MIB = 2**20
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -70,12 +72,15 @@ class MediaPolicy:
         for field in ("max_bytes", "max_pixels", "max_frames", "max_redirects"):
             value = getattr(self, field)
             lowest = 0 if field == "max_redirects" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < lowest:
                 raise ValueError(message(field, value, f"must be an integer of at least {lowest}"))
+            object.__setattr__(self, field, int(value))
         for field in ("max_seconds", "max_aspect_ratio", "timeout"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:  # type: ignore[operator]
                 raise ValueError(message(field, value, "must be a positive, finite number"))
+            if not isinstance(value, (int, float)):  # NumPy's, or a fraction
+                object.__setattr__(self, field, float(value))
         for field in ("allow_urls", "allow_private_addresses", "allow_local_files"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(message(field, getattr(self, field), "must be True or False"))
@@ -97,20 +102,13 @@ class MediaPolicy:
 DEFAULT_POLICY = MediaPolicy()
 
 
-def fetch_bytes(
-    source: Source,
-    *,
-    policy: MediaPolicy = DEFAULT_POLICY,
-    name: str = "media",
-    kind: Literal["auto", "base64"] = "auto",
-) -> bytes:
+def fetch_bytes(source: Source, *, policy: MediaPolicy = DEFAULT_POLICY, name: str = "media") -> bytes:
     """The bytes behind `source`: a URL, a data URI, a path (also `file://`) or bytes themselves.
 
     Args:
         source: where the bytes are. A `str` is a URL or data URI if it begins like one, else a path.
         policy: the limits.
         name: how the item is called in messages, such as `images[1]`.
-        kind: `"base64"` says that a `str` holds base64 text; that is never guessed.
 
     Raises:
         TypeError: `source` is none of these.
@@ -121,8 +119,6 @@ def fetch_bytes(
         size = source.nbytes if isinstance(source, memoryview) else len(source)
         _check_bytes(size, policy=policy, name=name)
         return bytes(source)
-    if isinstance(source, str) and kind == "base64":
-        return decode_base64(source, policy=policy, name=name)
     scheme = url_scheme(source) if isinstance(source, str) else ""
     if scheme == "data":
         return _read_data_uri(str(source), policy=policy, name=name)
@@ -159,7 +155,7 @@ def short_source(source: object) -> str:
 def _problem(name: str, source: object, problem: str, remedy: str = "") -> str:
     shown = short_source(source)
     text = f"{name}={shown}: {problem}" + (f"; {remedy}" if remedy else "")
-    return text if len(text) <= 300 else text[:299] + "…"
+    return text if len(text) < MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 2] + "…"
 
 
 def _check_bytes(size: int, *, policy: MediaPolicy, name: str, source: object = None) -> None:
@@ -215,7 +211,10 @@ def _inside(resolved: Path, roots: tuple[str | os.PathLike, ...]) -> bool:
 
 
 def _path_of_file_url(url: str, *, name: str) -> str:
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise ValueError(_problem(name, url, "is no valid URL")) from error
     if parts.netloc not in ("", "localhost"):
         raise ValueError(_problem(name, url, "a file URL may not name another host"))
     return urllib.request.url2pathname(parts.path)
@@ -287,7 +286,7 @@ def _read_url(url: str, *, policy: MediaPolicy, name: str) -> bytes:
             body, location = _get(url, policy=policy, name=name, deadline=deadline)
             if location is None:
                 return body
-            url = urllib.parse.urljoin(url, location)
+            url = _redirected(url, location, name=name)
     except TimeoutError as error:
         raise TimeoutError(_problem(name, url, f"no answer within the policy's timeout={policy.timeout} s")) from error
     except (http.client.HTTPException, ssl.SSLError) as error:
@@ -295,12 +294,20 @@ def _read_url(url: str, *, policy: MediaPolicy, name: str) -> bytes:
     raise ValueError(_problem(name, url, f"more than the policy's max_redirects={policy.max_redirects} redirects"))
 
 
+def _redirected(url: str, location: str, *, name: str) -> str:
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError as error:
+        problem = f"redirects to {short_source(location)}, which is no valid URL"
+        raise ValueError(_problem(name, url, problem)) from error
+
+
 def _get(url: str, *, policy: MediaPolicy, name: str, deadline: float) -> tuple[bytes, str | None]:
     """One request without redirects: `(body, None)` or `(b"", location)`."""
     host, port, parts = _checked_parts(url, policy=policy, name=name)
-    address = _public_address(host, port, url=url, policy=policy, name=name, deadline=deadline)
+    addresses = _public_addresses(host, port, url=url, policy=policy, name=name, deadline=deadline)
     with _connect(
-        address, url=url, name=name, deadline=deadline, server=host if parts.scheme == "https" else ""
+        addresses, url=url, name=name, deadline=deadline, server=host if parts.scheme == "https" else ""
     ) as sock:
         target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
         if parts.query:
@@ -371,10 +378,10 @@ def _host_allowed(host: str, allowed: tuple[str, ...]) -> bool:
     return any(host.endswith(entry) if entry.startswith(".") else host == entry for entry in names)
 
 
-def _public_address(
+def _public_addresses(
     host: str, port: int, *, url: str, policy: MediaPolicy, name: str, deadline: float
-) -> tuple[int, tuple]:
-    """The first `(family, socket address)` of `host` that the policy allows; the name is resolved only here."""
+) -> list[Address]:
+    """The addresses of `host` that the policy allows, at least one; the name is resolved only here."""
     found: list = []
 
     def resolve() -> None:
@@ -391,17 +398,13 @@ def _public_address(
         raise TimeoutError
     if isinstance(found[0], Exception):
         raise OSError(_problem(name, url, "the host name cannot be resolved")) from found[0]
-    for family, _, _, _, address in found:
-        if policy.allow_private_addresses or is_public_address(address[0]):
-            return family, address
-    raise ValueError(
-        _problem(
-            name,
-            url,
-            "the host has a loopback, private or reserved address",
-            "see MediaPolicy.allow_private_addresses",
-        )
-    )
+    addresses = [(family, address) for family, _, _, _, address in found]
+    if not policy.allow_private_addresses:
+        addresses = [each for each in addresses if is_public_address(each[1][0])]
+    if not addresses:
+        problem = "the host has a loopback, private or reserved address"
+        raise ValueError(_problem(name, url, problem, "see MediaPolicy.allow_private_addresses"))
+    return addresses
 
 
 def is_public_address(address: str) -> bool:
@@ -417,24 +420,46 @@ def is_public_address(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
-def _connect(address: tuple[int, tuple], *, url: str, name: str, deadline: float, server: str) -> socket.socket:
-    """A connected socket, with TLS for `server` unless that is empty."""
+def _connect(addresses: list[Address], *, url: str, name: str, deadline: float, server: str) -> socket.socket:
+    """A socket connected to the first address that answers, with TLS for `server` unless that is empty."""
+    try:
+        sock = _first_to_answer(addresses, deadline=deadline)
+        if not server:
+            return sock
+        try:
+            sock.settimeout(_left(deadline))
+            return ssl.create_default_context().wrap_socket(sock, server_hostname=server)
+        except BaseException:
+            sock.close()
+            raise
+    except TimeoutError:
+        raise
+    except OSError as error:
+        reason = "certificate" if isinstance(error, ssl.SSLError) else error.strerror or type(error).__name__
+        raise OSError(_problem(name, url, f"cannot connect ({reason})")) from error
+
+
+def _first_to_answer(addresses: list[Address], *, deadline: float) -> socket.socket:
+    """Each address in turn gets an equal share of the time that is left. Raises what the last one did."""
+    *others, last = addresses
+    for waiting, address in zip(range(len(addresses), 1, -1), others, strict=True):
+        try:
+            return _dial(address, seconds=_left(deadline) / waiting)
+        except OSError:  # also a time-out, and a family this machine does not have
+            continue
+    return _dial(last, seconds=_left(deadline))
+
+
+def _dial(address: Address, *, seconds: float) -> socket.socket:
     family, where = address
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.settimeout(_left(deadline))
+        sock.settimeout(seconds)
         sock.connect(where)
-        if server:
-            sock.settimeout(_left(deadline))
-            return ssl.create_default_context().wrap_socket(sock, server_hostname=server)
         return sock
-    except TimeoutError:
+    except BaseException:
         sock.close()
         raise
-    except OSError as error:
-        sock.close()
-        reason = "certificate" if isinstance(error, ssl.SSLError) else error.strerror or type(error).__name__
-        raise OSError(_problem(name, url, f"cannot connect ({reason})")) from error
 
 
 def _left(deadline: float) -> float:
