@@ -475,6 +475,20 @@ def test_half_precision(dtype: torch.dtype, attn: str) -> None:
     assert ((output.float() - wanted).norm() / wanted.norm()).item() < 0.05
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", ["plain", "windows", "all"])
+@torch.no_grad()
+def test_flash_on_a_gpu(variant: str) -> None:
+    """On a GPU the kernel that flash attention stands for gives eager's result; the deformable bias falls back."""
+    fields = {**VARIANTS[variant], "embed_dim": 64, "num_heads": 2}
+    model = tiny_vision(attn="eager", **fields).to("cuda", torch.bfloat16)
+    arguments = {name: value.cuda() for name, value in items_of(model.config)[0].items()}
+    wanted = model(**arguments).pooler_output.float()
+    model.set_attn_implementation("flash_attention_2")
+    output = model(**arguments).pooler_output.float()
+    assert ((output - wanted).norm() / wanted.norm()).item() < 0.03
+
+
 # Outputs, training, weights
 
 
