@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_processing import tiny_tokenizer
 
-from arlow.chat_template import Prompt, check_conversation, is_literal
+from arlow.chat_template import Prompt, check_conversation
+from arlow.token_rows import mask_spans
 from arlow.tokenization_arlow import SPECIAL_TOKENS
 
 
@@ -211,7 +212,50 @@ def test_a_template_that_cuts_text_apart_is_safe():
 )
 def test_literal_ranges(span, literals, expected):
     """Touching counts, standing beside does not; an empty range forbids crossing it."""
-    assert is_literal(*span, literals) is expected
+    assert mask_spans([span], literals) == [int(expected)]
+
+
+RANGES = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), max_size=9)
+
+
+def laid_out(steps: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(distance from the last, length) as sorted ranges that do not overlap."""
+    ranges, at = [], 0
+    for distance, length in steps:
+        ranges.append((at + distance, at + distance + length))
+        at += distance + length
+    return ranges
+
+
+@given(RANGES, RANGES)
+def test_literal_ranges_found_in_one_walk_are_those_of_the_definition(tokens, literals):
+    """The walk along both lists marks what comparing every pair marks."""
+    tokens, literals = [span for span in laid_out(tokens) if span[0] < span[1]], laid_out(literals)
+
+    def touch(start: int, end: int, first: int, last: int) -> bool:
+        return start < last and first < end if first < last else start < first < end
+
+    expected = [int(any(touch(*token, *literal) for literal in literals)) for token in tokens]
+    assert mask_spans(tokens, literals) == expected
+
+
+class Counted(list):
+    """A list that counts how often it is read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("every", [1, 2, 100])
+def test_typed_control_tokens_cost_linear_work(every):
+    """The literal ranges are read a few times per control token, however many there are."""
+    tokens = [(9 * index, 9 * index + 7) for index in range(5000)]
+    literals = Counted(tokens[::every])
+    assert sum(mask_spans(tokens, literals)) == len(literals)
+    assert literals.reads <= 4 * len(tokens)
 
 
 # --- Assistant masks -----------------------------------------------------------------------------------------------

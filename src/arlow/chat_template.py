@@ -21,7 +21,7 @@ from jinja2.exceptions import TemplateError
 from transformers.utils import get_json_schema
 from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
 
-from .errors import MAX_MESSAGE_CHARS, message, shorten
+from .errors import cut, message
 
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -118,20 +118,6 @@ class Prompt:
     text: str
     literals: tuple[tuple[int, int], ...] = ()
     generated: tuple[tuple[int, int], ...] = ()
-
-
-def is_literal(start: int, end: int, literals: Sequence[tuple[int, int]]) -> bool:
-    """Whether the characters `[start, end)` touch a literal range, or reach across an empty one."""
-    return any(start < last and first < end if first < last else start < first < end for first, last in literals)
-
-
-def refuse_unknown(where: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Raise `TypeError` for the first keyword of `given` that `where` does not know, with the nearest known one."""
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{where} got an unexpected keyword argument {shorten(str(key))}{hint}")
 
 
 # --- Checking ------------------------------------------------------------------------------------------------------
@@ -261,7 +247,7 @@ def _check_tool(tool: Any, name: str) -> dict[str, Any]:
     try:
         return get_json_schema(tool)
     except Exception as error:  # Transformers has two exception types of its own for this
-        raise ValueError(f"{name}: {' '.join(str(error).split())}"[:MAX_MESSAGE_CHARS]) from error
+        raise ValueError(cut(f"{name}: {error}")) from error
 
 
 def media_of(messages: Sequence[Mapping], kind: str) -> list[Any]:
@@ -279,7 +265,7 @@ def template_variables(template: str) -> frozenset[str]:
     try:
         return _get_template_variables(template)
     except TemplateError as error:
-        raise ValueError(f"chat_template: is no Jinja template: {error}"[:MAX_MESSAGE_CHARS]) from error
+        raise ValueError(cut(f"chat_template: is no Jinja template: {error}")) from error
 
 
 def render_prompts(
@@ -318,7 +304,7 @@ def render_prompts(
                 **{**(own_variables or {}), **outside},
             )
     except TemplateError as error:
-        raise ValueError(f"chat template: {error}"[:MAX_MESSAGE_CHARS]) from error
+        raise ValueError(cut(f"chat template: {error}")) from error
     return [mark.take(text, spans) for text, spans in zip(texts, generated or itertools.repeat(()), strict=False)]
 
 

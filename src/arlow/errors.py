@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import itertools
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
 
 MAX_VALUE_CHARS = 80
-MAX_MESSAGE_CHARS = 300
+MAX_MESSAGE_CHARS = 299
 
 
 class CheckpointMismatch(ValueError, RuntimeError):
@@ -48,10 +50,34 @@ def _show(value: Any, limit: int) -> str:
     return type(value).__name__
 
 
-def message(field: str, value: object, problem: str, remedy: str = "") -> str:
-    """`field=value: problem; remedy`, the shape of every error Arlow raises, cut at 300 characters."""
-    text = f"{field}={shorten(value)}: {problem}" + (f"; {remedy}" if remedy else "")
+def cut(text: str) -> str:
+    """`text` in one line, of less than 300 characters."""
+    text = " ".join(line.strip() for line in text.strip().splitlines())
     return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
+
+
+def message(field: str, value: object, problem: str, remedy: str = "") -> str:
+    """`field=value: problem; remedy`, the shape of every error Arlow raises, cut below 300 characters."""
+    return cut(f"{field}={shorten(value)}: {problem}" + (f"; {remedy}" if remedy else ""))
+
+
+def refuse_unknown(where: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise `TypeError` for the first keyword of `given` that `where` does not know, with the nearest known one."""
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{where} got an unexpected keyword argument {shorten(str(key))}{hint}")
+
+
+def refuse_misspelt(where: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise `TypeError` for the first keyword of `given` that is nearly one of `known`, for a place that must let
+    keywords of other libraries pass. Tokens of a model have names of their own: `boi_token` is no slip of `bos_token`.
+    """
+    for key in given:
+        cutoff = 0.9 if key.endswith("_token") else 0.8
+        if key not in known and difflib.get_close_matches(key, known, n=1, cutoff=cutoff):
+            refuse_unknown(where, [key], known)
 
 
 def value_errors(cls: Any) -> Any:
@@ -63,8 +89,7 @@ def value_errors(cls: Any) -> Any:
         try:
             init(self, *args, **kwargs)
         except StrictDataclassError as error:
-            text = f"{type(self).__name__}: {' '.join(str(error).split())}"
-            raise ValueError(text[:MAX_MESSAGE_CHARS]) from error
+            raise ValueError(cut(f"{type(self).__name__}: {error}")) from error
 
     cls.__init__ = __init__
     return cls

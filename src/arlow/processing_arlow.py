@@ -9,11 +9,9 @@ Sizes: B rows, S tokens of a row.
 # No `from __future__ import annotations`: Transformers reads the TypedDict's annotations at run time.
 
 import bisect
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +20,14 @@ from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
 from transformers.video_processing_utils import VideoProcessorMixin
 
-from .chat_template import Prompt, is_literal, media_of, refuse_unknown, split_batch, template_variables
-from .errors import MAX_MESSAGE_CHARS, message
+from .chat_template import Prompt, media_of, split_batch, template_variables
+from .errors import cut, message, refuse_misspelt, refuse_unknown
 from .image_processing_arlow import ArlowImageProcessorKwargs
 from .media import flatten_images
 from .media_fetch import MediaPolicy
-from .tokenization_arlow import mask_spans
+from .token_rows import mask_spans
+from .tokenization_arlow import INIT_OPTIONS, LOADING_OPTIONS
+from .tokenizer_files import SAVED_FILES, damaged_files_named
 from .video_processing_arlow import ArlowVideoProcessorKwargs
 from .video_reader import Frames, flatten_videos
 
@@ -45,18 +45,13 @@ class ArlowProcessorKwargs(ProcessingKwargs, total=False):
     timestamp_alignment: bool | None  # write the time of each frame group before it; None: where it is known
 
 
-def check_special_ids(tokenizer: Any, folder: Path) -> None:
-    """Compare a tokenizer's ids with the `config.json` in `folder`, if there is one: with other ids the model would
-    take pictures for text, silently."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or a hub name; a damaged one is refused when the model is loaded
-        return
-    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-        expected = config.get(name) if isinstance(config, dict) else None
-        if expected is not None and (ours := getattr(tokenizer, name)) != expected:
-            problem = f"the tokenizer's id, but config.json beside it says {expected}"
-            raise ValueError(message(name, ours, problem, "tokenizer and config belong to different models"))
+MEDIA_OPTIONS = frozenset(ArlowImageProcessorKwargs.__annotations__) | frozenset(
+    ArlowVideoProcessorKwargs.__annotations__
+)
+PROCESSOR_FILES = (
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json"),
+    *(*SAVED_FILES, "config.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,16 +101,24 @@ class ArlowProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved processor. Where a model's `config.json` lies beside it, their special tokens must agree.
+        """Load a saved processor; `kwargs` may hold options of its parts. Where a model's `config.json` lies beside
+        it, their special tokens must agree.
 
         Raises:
             OSError: files are missing or cannot be read.
-            ValueError: the tokenizer gives a special token another id than the config.
+            TypeError: a keyword that is almost one of the known ones.
+            ValueError: a file is damaged, or the tokenizer gives a special token another id than the config.
         """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        processor = loaded[0] if isinstance(loaded, tuple) else loaded
-        check_special_ids(processor.tokenizer, Path(pretrained_model_name_or_path, kwargs.get("subfolder", "")))
-        return loaded
+        known = (*cls.get_attributes(), *LOADING_OPTIONS, *INIT_OPTIONS, *MEDIA_OPTIONS, *TextKwargs.__annotations__)
+        refuse_misspelt(cls.__name__, kwargs, known)
+        with damaged_files_named(pretrained_model_name_or_path, PROCESSOR_FILES, kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(cls, sub_processor_type: str, *args: Any, **kwargs: Any) -> Any:
+        """As the base class, which would save options of the media processors with the tokenizer."""
+        kwargs = {key: value for key, value in kwargs.items() if key not in MEDIA_OPTIONS}
+        return super()._load_tokenizer_from_pretrained(sub_processor_type, *args, **kwargs)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         """As the base class, which cannot check a video processor without torchvision."""
@@ -248,7 +251,7 @@ class ArlowProcessor(ProcessorMixin):
         try:
             options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         except StrictDataclassError as error:  # not a ValueError in huggingface_hub
-            raise ValueError(" ".join(str(error).split())[:MAX_MESSAGE_CHARS]) from error
+            raise ValueError(cut(str(error))) from error
         for name in ("return_mm_token_type_ids", "return_text_replacement_offsets"):
             options["text_kwargs"].pop(name, None)
         return options
@@ -269,8 +272,10 @@ class ArlowProcessor(ProcessorMixin):
     def _placeholders(self, prompt: Prompt) -> Iterator[tuple[str, re.Match]]:
         """The placeholders of a prompt that are not typed text, as (kind, match)."""
         kinds = {self.image_token: "image", self.video_token: "video"}
-        for match in re.finditer("|".join(map(re.escape, kinds)), prompt.text):
-            if not is_literal(*match.span(), prompt.literals):
+        found = list(re.finditer("|".join(map(re.escape, kinds)), prompt.text))
+        typed = mask_spans([match.span() for match in found], prompt.literals)
+        for match, literal in zip(found, typed, strict=True):
+            if not literal:
                 yield kinds[match.group()], match
 
     def _check_balance(self, prompts: list[Prompt], items: Mapping[str, "_Media"]) -> None:

@@ -124,10 +124,13 @@ class Cut:
         return first, second
 
 
-def mask_spans(offsets: Any, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """1 for every token whose characters touch one of the sorted `spans`, else 0; padding has no characters."""
+def mask_spans(ranges: Any, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """1 for every character range that touches one of the `spans`, or reaches across an empty one, else 0.
+
+    Both are `[start, end)` and sorted: one walk along both is enough. An empty range (padding) touches nothing.
+    """
     mask, at = [], 0
-    for start, end in offsets:
+    for start, end in ranges:
         start, end = int(start), int(end)
         while at < len(spans) and spans[at][1] <= start < end:
             at += 1

@@ -7,16 +7,12 @@ work on the encodings of one call.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Regex, Tokenizer
-from tokenizers import decoders as rust_decoders
+from tokenizers import AddedToken, Encoding, Tokenizer
 from tokenizers import models as rust_models
-from tokenizers import normalizers as rust_normalizers
 from tokenizers import pre_tokenizers as rust_pre_tokenizers
 from tokenizers import trainers as rust_trainers
 from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
@@ -29,22 +25,24 @@ from .chat_template import (
     Prompt,
     check_conversation,
     check_tools,
-    is_literal,
-    refuse_unknown,
     render_prompts,
     split_batch,
     template_variables,
 )
-from .errors import message
+from .errors import message, refuse_misspelt, refuse_unknown
 from .token_rows import Cut, any_of, detached, joined, mask_spans, text_error, text_rows
-
-
-# The pre-tokenisation pattern of Qwen2 (its published tokenizer.json): contractions, words with one leading
-# non-letter, single digits, runs of punctuation, line breaks, blanks.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+from .tokenizer_files import (
+    BYTES,
+    SAVED_FILES,
+    build_backend,
+    check_special_ids,
+    damaged_files_named,
+    read_backend,
+    read_merges,
+    read_texts,
+    read_vocab,
 )
+
 
 END_OF_TEXT = "<|endoftext|>"  # ends a text, and pads
 NAMED_TOKENS = {
@@ -56,12 +54,38 @@ NAMED_TOKENS = {
     "video_token": "<video>",
 }
 SPECIAL_TOKENS = (END_OF_TEXT, *NAMED_TOKENS.values())
-BYTES = 256
 ENCODE_OPTIONS = (
     *("add_special_tokens", "padding", "truncation", "max_length", "stride", "is_split_into_words"),
     *("pad_to_multiple_of", "padding_side", "return_tensors", "return_token_type_ids", "return_attention_mask"),
     *("return_overflowing_tokens", "return_special_tokens_mask", "return_offsets_mapping", "return_length", "verbose"),
     *("split_special_tokens", "text_pair", "text_target", "text_pair_target"),
+)
+# The last two do nothing; Transformers and engines pass them.
+DECODE_OPTIONS = (
+    *("skip_special_tokens", "clean_up_tokenization_spaces"),
+    *("use_source_tokenizer", "spaces_between_special_tokens"),
+)
+# What a constructor knows. Saved files and other libraries may bring more.
+INIT_OPTIONS = (
+    *("vocab_file", "merges_file", "tokenizer_file", "vocab", "merges", "tokenizer_object", "chat_template"),
+    *("padding_side", "truncation_side", "model_max_length", "model_input_names", "pad_token_type_id"),
+    *("split_special_tokens", "clean_up_tokenization_spaces", "add_bos_token", "add_eos_token", "add_prefix_space"),
+    *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens", "added_tokens_decoder"),
+    *("name_or_path", "processor_class", "auto_map", "verbose", "backend", "max_length", "stride"),
+    *(*TokenizersBackend.SPECIAL_TOKENS_ATTRIBUTES, *NAMED_TOKENS),
+)
+LOADING_OPTIONS = (
+    *("cache_dir", "force_download", "local_files_only", "token", "revision", "code_revision", "trust_remote_code"),
+    *(
+        "proxies",
+        "subfolder",
+        "gguf_file",
+        "config",
+        "use_fast",
+        "tokenizer_type",
+        "return_unused_kwargs",
+        "device_map",
+    ),
 )
 
 
@@ -82,6 +106,7 @@ class ArlowTokenizer(TokenizersBackend):
 
     Raises:
         OSError: a file cannot be read.
+        TypeError: a keyword that is almost one of the known ones.
         ValueError: a file is no tokenizer, merges do not fit the vocabulary, byte symbols are missing.
     """
 
@@ -104,13 +129,15 @@ class ArlowTokenizer(TokenizersBackend):
         merges: Sequence[Any] | str | os.PathLike | None = None,
         **kwargs: Any,
     ):
+        if "is_local" not in kwargs:  # else `kwargs` are mostly those of a saved file, which may hold anything
+            refuse_misspelt(type(self).__name__, kwargs, INIT_OPTIONS)
         tokenizer_object = kwargs.pop("tokenizer_object", None)
         if tokenizer_object is not None:
             backend = Tokenizer.from_str(tokenizer_object.to_str())
         elif tokenizer_file is not None:
-            backend = _read_tokenizer(tokenizer_file)
+            backend = read_backend(tokenizer_file)
         else:
-            backend = _build_tokenizer(_read_vocab(vocab, vocab_file), _read_merges(merges, merges_file))
+            backend = build_backend(read_vocab(vocab, vocab_file), read_merges(merges, merges_file))
         backend.no_truncation()  # a tokenizer.json may carry the settings of somebody's last call
         backend.no_padding()
         self._tokenizer = backend
@@ -125,6 +152,21 @@ class ArlowTokenizer(TokenizersBackend):
         special = [AddedToken(str(token), special=True, normalized=False) for token in self.all_special_tokens]
         known = self.added_tokens_encoder
         self.add_tokens([token for token in special if token.content not in known], special_tokens=True)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *init_inputs: Any, **kwargs: Any) -> ArlowTokenizer:
+        """Load a saved tokenizer. Where a model's `config.json` lies beside it, their special tokens must agree.
+
+        Raises:
+            OSError: files are missing or cannot be read.
+            TypeError: a keyword that is almost one of the known ones.
+            ValueError: a file is damaged, or a special token has another id than in the config.
+        """
+        refuse_misspelt(cls.__name__, kwargs, INIT_OPTIONS + LOADING_OPTIONS)
+        with damaged_files_named(pretrained_model_name_or_path, SAVED_FILES, kwargs):
+            tokenizer = super().from_pretrained(pretrained_model_name_or_path, *init_inputs, **kwargs)
+        check_special_ids(tokenizer, pretrained_model_name_or_path, kwargs)
+        return tokenizer
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
@@ -155,9 +197,11 @@ class ArlowTokenizer(TokenizersBackend):
 
         Raises:
             OSError: a file cannot be read.
-            TypeError: a text is not a string.
+            TypeError: a text is not a string, an unknown keyword.
             ValueError: the corpus is empty, a file is not UTF-8, `vocab_size` is below bytes + special tokens.
         """
+        refuse_unknown("train", (key for key in kwargs if not key.endswith("_token")), INIT_OPTIONS)
+        refuse_misspelt("train", kwargs, INIT_OPTIONS)
         special = [END_OF_TEXT, *(str(kwargs.get(name, token)) for name, token in NAMED_TOKENS.items())]
         if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
             raise TypeError(message("vocab_size", vocab_size, "is not an integer"))
@@ -167,7 +211,7 @@ class ArlowTokenizer(TokenizersBackend):
             )
         if isinstance(min_frequency, bool) or not isinstance(min_frequency, int) or min_frequency < 1:
             raise ValueError(message("min_frequency", min_frequency, "is not a positive integer"))
-        backend = _build_tokenizer({}, [])
+        backend = build_backend({}, [])
         trainer = rust_trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=min_frequency,
@@ -175,7 +219,7 @@ class ArlowTokenizer(TokenizersBackend):
             initial_alphabet=rust_pre_tokenizers.ByteLevel.alphabet(),
             show_progress=show_progress,
         )
-        backend.train_from_iterator(_texts(source), trainer)
+        backend.train_from_iterator(read_texts(source), trainer)
         return cls(tokenizer_object=backend, **kwargs)
 
     def save_vocabulary(
@@ -413,9 +457,10 @@ class ArlowTokenizer(TokenizersBackend):
         without that rule; it stands where no control token touches a span."""
         tokens = self.added_tokens_encoder
         found = list(any_of(tuple(tokens)).finditer(text))
-        real = [match for match in found if not is_literal(*match.span(), spans)]
-        if len(real) == len(found):
+        typed = mask_spans([match.span() for match in found], spans)
+        if not any(typed):
             return encoding
+        real = [match for match, literal in zip(found, typed, strict=True) if not literal]
         plain = self._without_added_tokens()
         pieces: list[tuple[Encoding, int]] = []
         last = 0
@@ -450,8 +495,26 @@ class ArlowTokenizer(TokenizersBackend):
                 pad_token=self.pad_token,
             )
 
+    # --- Decoding --------------------------------------------------------------------------------------------------
 
-# --- Building and training -------------------------------------------------------------------------------------
+    def _decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **unknown: Any,
+    ) -> str:
+        """What `decode` and `batch_decode` come down to, for one row."""
+        refuse_unknown("decode", unknown, DECODE_OPTIONS)
+        ids = token_ids["input_ids"] if isinstance(token_ids, Mapping) else token_ids
+        ids = ids if isinstance(ids, (list, tuple)) else [ids]
+        size = len(self)
+        for index, each in enumerate(ids):
+            if isinstance(each, bool) or not isinstance(each, int):
+                raise TypeError(message(f"token_ids[{index}]", each, "is no token id"))
+            if not 0 <= each < size:
+                raise ValueError(message(f"token_ids[{index}]", each, f"is not in the vocabulary, 0..{size - 1}"))
+        return super()._decode(ids, skip_special_tokens, clean_up_tokenization_spaces)
 
 
 def _with_named_tokens(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -462,85 +525,6 @@ def _with_named_tokens(kwargs: dict[str, Any]) -> dict[str, Any]:
     named.update(kwargs.pop("model_specific_special_tokens", None) or {})
     named.update({key: kwargs.pop(key) for key in NAMED_TOKENS if kwargs.get(key) is not None})
     return {**kwargs, "model_specific_special_tokens": named}
-
-
-def _build_tokenizer(vocab: Mapping[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """The pipeline around a vocabulary; an empty one is to be trained."""
-    try:
-        backend = Tokenizer(rust_models.BPE(vocab=dict(vocab), merges=merges))
-    except Exception as error:  # the Rust library raises plain `Exception`
-        raise ValueError(f"merges: do not fit the vocabulary: {error}"[:300]) from error
-    missing = [symbol for symbol in rust_pre_tokenizers.ByteLevel.alphabet() if symbol not in vocab]
-    if vocab and missing:
-        raise ValueError(message("vocab", sorted(missing), f"lacks {len(missing)} of the {BYTES} byte symbols"))
-    backend.normalizer = rust_normalizers.NFC()
-    backend.pre_tokenizer = rust_pre_tokenizers.Sequence(
-        [
-            rust_pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-            rust_pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = rust_decoders.ByteLevel()
-    return backend
-
-
-def _read_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # the Rust library raises plain `Exception`
-        raise ValueError(f"{path}: is no tokenizer.json: {error}"[:300]) from error
-
-
-def _read_vocab(vocab: Any, vocab_file: str | os.PathLike | None) -> Mapping[str, int]:
-    if isinstance(vocab, Mapping):
-        return vocab
-    path = vocab if vocab is not None else vocab_file
-    if path is None:
-        raise ValueError("vocab=None: give tokenizer_file, vocab_file and merges_file, or vocab and merges")
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is no JSON: {error}"[:300]) from error
-
-
-def _read_merges(merges: Any, merges_file: str | os.PathLike | None) -> list[tuple[str, str]]:
-    given = merges_file if merges is None else merges
-    if given is None:
-        raise ValueError("merges=None: a vocabulary needs its merges (merges_file or merges)")
-    lines: Any = given
-    if isinstance(given, (str, os.PathLike)):
-        lines = Path(given).read_text(encoding="utf-8").split("\n")
-        lines = [line for line in lines if line and not line.startswith("#version")]
-    pairs: list[Any] = [tuple(line.split(" ")) if isinstance(line, str) else tuple(line) for line in lines]
-    for row, pair in enumerate(pairs):
-        if len(pair) != 2:
-            raise ValueError(message(f"merges[{row}]", pair, "is not a pair of tokens"))
-    return pairs
-
-
-def _texts(source: Any) -> Iterator[str]:
-    """The corpus of `train`, checked on the way; raises if nothing was in it."""
-    if isinstance(source, (str, os.PathLike)):
-        source = [source]
-    parts = _lines(source) if isinstance(source, (list, tuple)) else source
-    empty = True
-    for row, text in enumerate(parts):
-        if not isinstance(text, str):
-            raise TypeError(message(f"text {row} of the corpus", text, "is not a string"))
-        empty = empty and not text
-        yield text
-    if empty:
-        raise ValueError("source: the corpus holds no text")
-
-
-def _lines(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
-    for path in paths:
-        try:
-            with open(path, encoding="utf-8", newline="") as file:
-                yield from file
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: is not UTF-8 at byte {error.start}"[:300]) from error
 
 
 ArlowTokenizerFast = ArlowTokenizer
