@@ -158,14 +158,28 @@ def test_animated_gif_shows_transparency_over_white(tmp_path: Path) -> None:
 
 
 def test_motion_is_the_mean_change_of_small_grey_frames(tmp_path: Path) -> None:
-    """Against a plain Pillow and NumPy computation, and alike for a file and for an array of its frames."""
-    path = write_video(tmp_path / "moving.mp4", moving_frames(8))
-    plain, _ = decode_plainly(path)
-    small = [Image.fromarray(frame).convert("L").resize((32, 32), Image.Resampling.BOX) for frame in plain]
-    grey = np.stack([np.asarray(each, dtype=np.float64) for each in small])
-    expected = [0.0, *np.abs(np.diff(grey, axis=0)).mean(axis=(1, 2))]
-    assert open_video(path).motion() == pytest.approx(expected)
-    assert np.array_equal(open_video(path).motion(), open_video(plain).motion())
+    """Against the luma PyAV decodes, stretched to 0..255 and averaged over whole cells: within a rounding a cell."""
+    path = write_video(tmp_path / "clip.mp4", moving_frames(8, 96, 128), rotation=90)
+    with av.open(str(path)) as container:
+        luma = np.stack([frame.to_ndarray()[:96] for frame in container.decode(video=0)])  # yuv420p: Y, then U and V
+    small = ((luma - 16.0) * 255 / 219).clip(0, 255).reshape(8, 32, 3, 32, 4).mean(axis=(2, 4))
+    expected = [0.0, *np.abs(np.diff(small, axis=0)).mean(axis=(1, 2))]
+    motion = open_video(path).motion()
+    assert motion == pytest.approx(expected, abs=0.1) and max(expected) > 1.5
+    assert np.array_equal(open_video(path).motion(), motion)
+    stills = moving_frames(4, 64, 96)
+    grey = np.stack(
+        [np.asarray(Image.fromarray(each).convert("L")).reshape(32, 2, 32, 3).mean((1, 3)) for each in stills]
+    )
+    expected = [0.0, *np.abs(np.diff(np.rint(grey), axis=0)).mean(axis=(1, 2))]
+    assert open_video(stills).motion() == pytest.approx(expected, abs=0.05)
+
+
+def test_motion_makes_no_full_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Motion is measured on what the decoder's frames shrink to; none becomes RGB."""
+    video = open_video(write_video(tmp_path / "clip.mp4", moving_frames(8)))
+    monkeypatch.setattr(video_reader, "_upright_rgb", lambda *_, **__: pytest.fail("converted"))
+    assert len(video.motion()) == 8
 
 
 def test_memory_sources_are_one_video(tmp_path: Path) -> None:
@@ -241,6 +255,45 @@ def test_truncated_files(name: str, keep: float, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=name):
         video = open_video(path)
         list(video.frames(range(video.facts.total_frames)))
+
+
+def gif(count: int = 10, **options: object) -> bytes:
+    """An animated GIF of moving frames, ten a second."""
+    frames = [Image.fromarray(frame) for frame in moving_frames(count, 96, 128)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=100, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"comment": b"some words"}, {"interlace": 0, "loop": 3}, {"disposal": 2}])
+def test_a_gif_that_ends_early(options: dict) -> None:
+    """A whole GIF is read, with bytes behind it too; cut anywhere, it is an error and no made-up frame."""
+    data = gif(**options)
+    assert open_video(data).facts.total_frames == open_video(data + b"behind").facts.total_frames == 10
+    for keep in {*range(14, len(data), 97), len(data) - 2, len(data) - 1}:
+        with pytest.raises(OSError, match=r"the last block of the GIF is missing or unfinished"):
+            open_video(data[:keep])
+
+
+def test_transport_streams_and_flv_that_end_early(tmp_path: Path) -> None:
+    """Both are refused if they end in a packet or a tag, from bytes and from a file; between two nobody can tell."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 64, 96, 3), dtype=np.uint8)
+    for name, words in (("h264.ts", "bytes into a packet of 188"), ("h264.flv", "last tag of the FLV")):
+        path = write_video(tmp_path / name, noise, **CONTAINERS[name])
+        data = path.read_bytes()
+        assert open_video(data).facts.total_frames == 24
+        for keep in range(len(data) // 3, len(data) - 188, 1001):
+            if name == "h264.ts" and keep % 188 == 0:
+                continue
+            path.write_bytes(data[:keep])
+            for source in (path, data[:keep]):
+                with pytest.raises(OSError, match=words):
+                    open_video(source)
+    data = write_video(tmp_path / "again.ts", noise, format="mpegts").read_bytes()
+    stamped = b"".join(b"\0\0\0\1" + data[at : at + 188] for at in range(0, len(data), 188))  # Blu-ray's packets
+    assert open_video(stamped).facts.total_frames == 24
+    with pytest.raises(OSError, match="100 bytes into a packet of 192"):
+        open_video(stamped[:-92])
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "fragmented.mp4", "h264.mkv", "mpeg4.avi", "h264.ts"])

@@ -22,7 +22,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from .errors import message, shorten
+from .container_ends import what_is_missing
+from .errors import MAX_MESSAGE_CHARS, message, shorten
 from .frame_sampling import VideoFacts, frame_change
 from .media import CHANNELS, InputFormat, ValueRange, check_size, is_array, load_picture
 from .media_fetch import (
@@ -40,20 +41,6 @@ from .media_fetch import (
 
 MOTION_SIDE = 32  # pixels: motion is measured on grey frames of this height and width
 IO_BUFFER = 2**20  # bytes per read of FFmpeg: few calls back into Python
-MP4_BOXES = (
-    b"ftyp",
-    b"moov",
-    b"mdat",
-    b"moof",
-    b"free",
-    b"skip",
-    b"wide",
-    b"styp",
-    b"sidx",
-    b"mfra",
-    b"uuid",
-    b"udta",
-)
 STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".ico")
 STILL_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
 
@@ -106,14 +93,17 @@ class VideoSource:
         frames of 32 x 32 pixels in levels 0..255; the first is 0. One pass that keeps two small frames."""
         change = np.zeros(self.facts.total_frames)
         before: np.ndarray | None = None
-        for index, frame in enumerate(self._decode(np.arange(self.facts.total_frames))):
-            grey = np.asarray(
-                Image.fromarray(frame).convert("L").resize((MOTION_SIDE, MOTION_SIDE), Image.Resampling.BOX)
-            )
+        for index, grey in enumerate(self._small_grey()):
             if before is not None:
                 change[index] = frame_change(grey, before)
             before = grey
         return change
+
+    def _small_grey(self) -> Iterator[np.ndarray]:
+        """Every frame, averaged to (32, 32) uint8; whether it is upright makes no difference to what changes."""
+        for frame in self._decode(np.arange(self.facts.total_frames)):
+            grey = Image.fromarray(frame).convert("L")
+            yield np.asarray(grey.resize((MOTION_SIDE, MOTION_SIDE), Image.Resampling.BOX))
 
     def _decode(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
         """The frames at `wanted` (distinct, rising), each (H, W, 3) uint8."""
@@ -206,8 +196,8 @@ class _ContainerSource(VideoSource):
         shown = data.name if isinstance(data, Path) else shorten(data)
         self._policy, self.name = policy, f"{name} ({shown})"
         with self._file() as file:
-            if self._size() < _least_size(file, self._size()):
-                raise OSError(f"{self.name}: truncated, the file is shorter than its headers say")
+            if missing := what_is_missing(file, self._size()):
+                raise OSError(f"{self.name}: {missing}")
         with _as_os_error(self.name), self._open() as (container, stream):
             self._check_header(container, stream)
             self._by_order = (
@@ -293,6 +283,14 @@ class _ContainerSource(VideoSource):
         return len(self._data) if isinstance(self._data, bytes) else self._data.stat().st_size
 
     def _decode(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
+        return (_upright_rgb(frame, policy=self._policy) for frame in self._decoded(wanted))
+
+    def _small_grey(self) -> Iterator[np.ndarray]:
+        for frame in self._decoded(np.arange(self.facts.total_frames)):
+            yield frame.reformat(MOTION_SIDE, MOTION_SIDE, format="gray", interpolation="AREA").to_ndarray()
+
+    def _decoded(self, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
+        """The frames at `wanted` as the decoder leaves them."""
         keys = self._keys[wanted].tolist()
         first, at, seen = int(self._keys[0]), 0, 0
         with _as_os_error(self.name), self._open() as (_, stream):
@@ -305,7 +303,7 @@ class _ContainerSource(VideoSource):
                     if frame.is_corrupt or key > keys[at]:
                         raise OSError(f"{self.name}: corrupt data at frame {int(wanted[at])}")
                     if key == keys[at]:
-                        yield _upright_rgb(frame, policy=self._policy)
+                        yield frame
                         at += 1
                         if at == len(keys):
                             return
@@ -349,40 +347,6 @@ def _index_ends_late(stream: av.VideoStream, size: int) -> bool:
     return any(entry.pos + entry.size > size for entry in stream.index_entries)
 
 
-def _least_size(file: BinaryIO, size: int) -> int:
-    """How many bytes a container must have by its own headers; 0 where those do not tell."""
-    head = file.read(4096)
-    if head.startswith(b"\x1a\x45\xdf\xa3"):
-        return _end_of_segment(head)
-    return _end_of_boxes(file, size) if head[4:8] in MP4_BOXES else 0
-
-
-def _end_of_segment(head: bytes) -> int:
-    """Where the segment of a Matroska or WebM file ends (RFC 8794: ID, then size), 0 for a live recording."""
-    at = head.find(b"\x18\x53\x80\x67") + 4
-    if not 4 <= at < len(head) - 8 or head[at] == 0:
-        return 0
-    length = 9 - head[at].bit_length()  # bytes of the size field
-    unknown = (1 << 7 * length) - 1
-    value = int.from_bytes(head[at : at + length], "big") & unknown
-    return 0 if value == unknown else at + length + value
-
-
-def _end_of_boxes(file: BinaryIO, size: int) -> int:
-    """Where the last of the boxes ends that an MP4 file consists of (ISO/IEC 14496-12: length, then type)."""
-    at = 0
-    while at < size:
-        file.seek(at)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:], "big")
-        if length < 8 or head[4:8] not in MP4_BOXES:  # up to the end, or bytes behind the video
-            return 0
-        at += length
-    return at
-
-
 def _upright_rgb(frame: av.VideoFrame, *, policy: MediaPolicy) -> np.ndarray:
     """A decoded frame as (H, W, 3) uint8 RGB, alpha over white, turned as its display matrix says."""
     if any(component.is_alpha for component in frame.format.components):
@@ -412,7 +376,8 @@ def _as_os_error(name: str) -> Iterator[None]:
         yield
     except av.error.FFmpegError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        raise OSError(f"{name}: not a readable video of an allowed format, or corrupt ({reason})"[:300]) from error
+        text = f"{name}: not a readable video of an allowed format, or corrupt ({reason})"
+        raise OSError(text[: MAX_MESSAGE_CHARS - 1]) from error
 
 
 # Frames in memory, or one by one
