@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from ._compat import torch_varlen_kernel
 from .configuration_arlow import ArlowTextConfig
+from .errors import message
 from .positions import sequence_ids
 
 
@@ -181,7 +182,10 @@ def make_masks(
     # An empty cache adds no keys: treating it as none lets packed rows be seen, and masks be left out.
     cache = past_key_values if compileable or _length(past_key_values) > 0 else None
     attention_mask = _trim(attention_mask)
-    packed = _packed(position_ids, attention_mask) if cache is None and position_ids is not None else None
+    packed = _packed(position_ids, attention_mask) if position_ids is not None and _fresh(past_key_values) else None
+    if packed is not None and cache is not None:
+        problem = "restart within a row, and a static cache cannot hold packed sequences"
+        raise ValueError(message("position_ids", position_ids, problem, "leave the cache to the model, or out"))
     kinds = dict.fromkeys(config.layer_types)
     if backend in FLASH_KERNELS:
         return backend, {kind: _varlen_plan(kind, inputs_embeds, attention_mask, cache, packed) for kind in kinds}
@@ -208,6 +212,13 @@ class _MaskConfig:
     def __init__(self, backend: str, sliding_window: int | None) -> None:
         self._attn_implementation = backend
         self.sliding_window = sliding_window
+
+
+def _fresh(cache: Cache | None) -> bool:
+    """Whether no token came before. A compiled forward must not look into a static cache, and takes it as used."""
+    if cache is not None and cache.is_compileable:
+        return not torch.compiler.is_compiling() and int(cache.get_seq_length()) == 0
+    return _length(cache) == 0
 
 
 def _length(cache: Cache | None) -> int:

@@ -5,11 +5,38 @@ Each check names the argument, and the wanted and the given shape; inside the mo
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.utils import TransformersKwargs
 
 from .errors import message
+
+
+# What Transformers and serving engines pass beside our own arguments, and what is close to one of them but meant.
+PASSED_ON = frozenset({"cache", "cache_position", "token_type_ids", "is_causal", "return_dict"})
+
+
+def check_keywords(kwargs: dict[str, Any], forward: Callable) -> None:
+    """Refuse keywords that look like a misspelt argument of `forward`. Others pass: engines send their own."""
+    if kwargs and not torch.compiler.is_compiling():
+        for name in kwargs:
+            meant = _meant(name, forward)
+            if meant:
+                raise TypeError(f"{name}: unknown argument of forward; did you mean {meant!r}?")
+
+
+@functools.lru_cache(maxsize=1024)
+def _meant(name: str, forward: Callable) -> str | None:
+    known = inspect.signature(forward).parameters
+    if name in known or name in PASSED_ON or name in TransformersKwargs.__annotations__:
+        return None
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return close[0] if close else None
 
 
 def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, config: Any) -> None:

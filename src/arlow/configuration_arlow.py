@@ -66,6 +66,14 @@ class _ArlowConfigBase(PreTrainedConfig):
         return loaded
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As the library's, but a directory without a config is no config full of defaults."""
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not fields:
+            raise OSError(message("config", str(pretrained_model_name_or_path), "holds no config.json"))
+        return fields, kwargs
+
+    @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
         fields = super()._dict_from_json_file(json_file)
         if not isinstance(fields, dict):

@@ -14,10 +14,20 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
-from .checks import check_features, check_inputs, check_media, check_token_types
+from .checks import check_features, check_inputs, check_keywords, check_media, check_token_types
 from .configuration_arlow import ArlowConfig
+from .conversation import cached_tokens, continue_positions, remember_delta, starts_a_prompt
 from .errors import message
-from .positions import IMAGE, MODALITIES, VIDEO, check_placeholders, count_placeholders, get_rope_index
+from .positions import (
+    IMAGE,
+    MODALITIES,
+    VIDEO,
+    check_placeholders,
+    count_placeholders,
+    get_rope_index,
+    item_sizes,
+    on_host,
+)
 from .text import ArlowPreTrainedModel, ArlowTextModel, count_positions
 from .vision import ArlowVisionOutput, ArlowVLVisionModel
 
@@ -157,6 +167,7 @@ class ArlowModel(ArlowPreTrainedModel):
             ValueError: placeholders and media disagree (with row and counts); pixels and features both given; both or
                 neither of `input_ids` and `inputs_embeds`.
         """
+        check_keywords(kwargs, ArlowModel.forward)
         check_inputs(input_ids, inputs_embeds, self.config.text_config)
         if mm_encoder_outputs and (pixel_values is not None or pixel_values_videos is not None):
             problem = "features and pixels were both given"
@@ -254,7 +265,7 @@ class ArlowModel(ArlowPreTrainedModel):
         """Positions of the new tokens, (4, B, S) with the text row first, when the caller gave none; `None` leaves
         plain text to the decoder."""
         delta = None
-        if past_key_values is not None and _seen(past_key_values) > 0:  # a cache that was reset keeps its attributes
+        if cached_tokens(past_key_values) > 0:  # a cache that was reset keeps its attributes
             delta = getattr(past_key_values, "rope_delta", None)
         media = any(grid is not None for grid in grids.values())
         if delta is None and not media:
@@ -291,92 +302,3 @@ def aligned_types(marked: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
 
 def _joined(items: tuple[torch.Tensor, ...] | list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     return torch.cat(tuple(items)).to(like)  # [M, E]
-
-
-def starts_a_prompt(past_key_values: Cache | None, kwargs: dict[str, Any]) -> bool:
-    """Nothing came before these tokens. Continuous batching keeps what came before in a paged `cache` of its own."""
-    return kwargs.get("cache") is None and (past_key_values is None or _seen(past_key_values) == 0)
-
-
-def _seen(cache: Cache) -> int:
-    return int(cache.get_seq_length())
-
-
-def on_host(grids: torch.Tensor | None) -> torch.Tensor | None:
-    """Grids are read as Python numbers in several places: fetched from the device once, they cost one wait."""
-    return None if grids is None else grids.cpu()
-
-
-def item_sizes(grids: torch.Tensor | None, merge: int) -> list[int]:
-    """Merged tokens of every image or video."""
-    return [] if grids is None else [t * h * w // merge**2 for t, h, w in grids.tolist()]
-
-
-# Positions across the turns of a conversation
-
-
-def remember_delta(
-    cache: Cache | None, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | dict | None
-) -> None:
-    """Keep on the cache how far the axes are ahead of the text positions, (B, 1), for a turn that gives none."""
-    if cache is None or position_ids is None or position_ids.ndim != 3 or torch.compiler.is_compiling():
-        return
-    axes = position_ids[-3:].amax(dim=(0, 2))  # [B]
-    if len(position_ids) == 4:
-        text = position_ids[0].amax(dim=-1)
-    elif isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        text = attention_mask.sum(-1) - 1
-    else:
-        text = _seen(cache) - 1
-    cache.rope_delta = (axes - text)[:, None]
-
-
-def continue_positions(
-    text: torch.Tensor,
-    types: torch.Tensor,
-    attention_mask: torch.Tensor | dict | None,
-    delta: torch.Tensor | None,
-    grids: dict[int, torch.Tensor | None],
-    merge: int,
-) -> torch.Tensor:
-    """Positions (4, B, S) of tokens that follow what a cache holds.
-
-    Args:
-        text: (B, S), text positions of the new tokens.
-        types: (B, S), 0 text, 1 image, 2 video.
-        attention_mask: (B, K) over old and new tokens, or `None`.
-        delta: (B, 1), what the cache remembers; `None`: nothing came before.
-        grids: of the media among the new tokens, by type.
-        merge: patches per side of a merged token.
-    """
-    mask = None
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        mask = attention_mask[:, -text.shape[1] :]
-    # The first real token of the row; its padding, to the left, has the same or a smaller position.
-    first = (
-        text[:, :1] if mask is None else text.masked_fill(mask == 0, text.shape[1] + int(1e9)).amin(-1, keepdim=True)
-    )
-    start = first if delta is None else first + delta.to(text.device)
-    axes, _ = get_rope_index(text, types, grids[IMAGE], grids[VIDEO], mask, spatial_merge_size=merge, start=start)
-    return torch.cat((text[None], axes))
-
-
-def uncached_items(here: torch.Tensor, new_tokens: int, sizes: list[int], kind: int) -> list[bool]:
-    """Which items belong to the last `new_tokens` tokens: those a cache does not hold yet.
-
-    `here` marks the placeholders of one kind, (B, S), in the whole conversation or in its new part; `sizes` are the
-    merged tokens of the items given, either all of them or only the new ones.
-    """
-    all_counts, new_counts = torch.stack((here.sum(-1), here[:, -new_tokens:].sum(-1))).tolist()
-    if sum(sizes) != sum(all_counts):  # not all of them: then they must be exactly the new ones
-        check_placeholders(new_counts, sizes, kind)
-        return [True] * len(sizes)
-    held = check_placeholders(all_counts, sizes, kind)
-    new, item = [], 0
-    for count, all_, fresh in zip(held, all_counts, new_counts, strict=True):
-        before = all_ - fresh
-        for size in sizes[item : item + count]:
-            new.append(before <= 0)
-            before -= size
-        item += count
-    return new

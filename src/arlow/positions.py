@@ -79,6 +79,16 @@ def merged_grids(grids: torch.Tensor | None, merge: int) -> list[tuple[int, int,
     return [] if grids is None else [(t, h // merge, w // merge) for t, h, w in grids.tolist()]
 
 
+def item_sizes(grids: torch.Tensor | None, merge: int) -> list[int]:
+    """Merged tokens of every image or video."""
+    return [] if grids is None else [t * h * w // merge**2 for t, h, w in grids.tolist()]
+
+
+def on_host(grids: torch.Tensor | None) -> torch.Tensor | None:
+    """Grids are read as Python numbers in several places: fetched from the device once, they cost one wait."""
+    return None if grids is None else grids.cpu()
+
+
 def _item_tokens(sides: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
     """For the tokens of all images and frame groups in order: advance, row, column (3, tokens). The last token of each
     has the advance."""

@@ -26,7 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import FLASH, attention_function, make_masks
 from .checkpoint import check_checkpoint
-from .checks import check_encoder_states, check_inputs, check_mask, check_positions
+from .checks import check_encoder_states, check_inputs, check_keywords, check_mask, check_positions
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
 from .errors import CheckpointMismatch, message
 from .rope import ArlowRotaryEmbedding, _Tables, apply_rotary_pos_emb
@@ -224,6 +224,7 @@ class ArlowTextModel(ArlowPreTrainedModel):
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`; an argument of the wrong shape.
         """
+        check_keywords(kwargs, ArlowTextModel.forward)
         check_inputs(input_ids, inputs_embeds, self.config)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
