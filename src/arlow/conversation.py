@@ -20,7 +20,10 @@ def cached_tokens(cache: Cache | None) -> int:
 
 
 def starts_a_prompt(past_key_values: Cache | None, kwargs: dict[str, Any]) -> bool:
-    """Nothing came before these tokens. Continuous batching keeps what came before in a paged `cache` of its own."""
+    """Nothing came before these tokens. Continuous batching keeps what came before in a paged `cache` of its own; a
+    compiled step must not read the length of its cache from the device."""
+    if torch.compiler.is_compiling():
+        return False
     return kwargs.get("cache") is None and cached_tokens(past_key_values) == 0
 
 

@@ -93,8 +93,9 @@ class MediaGeneration(_Hooks):
         as a first iteration there, and only those get features."""
         inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         features, ids = kwargs.get("mm_encoder_outputs") or {}, inputs["input_ids"]
-        past = cached_tokens(kwargs.get("past_key_values"))
-        drafts = features and "mm_encoder_outputs" not in inputs and ids.shape[1] > 1 and not past
+        # The cache is asked last: a static one has to wait for the device.
+        drafts = features and "mm_encoder_outputs" not in inputs and ids.shape[1] > 1
+        drafts = drafts and not cached_tokens(kwargs.get("past_key_values"))
         if drafts and self._fits(features):
             inputs["mm_encoder_outputs"] = features
         elif drafts:  # made for a model of another size: this one drafts from the text alone
