@@ -248,3 +248,18 @@ def test_sequence_ids_of_axes(rows: list[Prompt]) -> None:
         found.append(get_rope_index(**given_inputs(batch(row)))[0])
     wanted = [i for i, row in enumerate(rows) for _ in row.ids]
     assert sequence_ids(torch.cat(found, dim=-1)).tolist() == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("axes", "wanted"),
+    [
+        ([(0, 0, 0), (0, 0, 0), (1, 1, 1)], [0, 1, 1]),
+        ([(5, 5, 5), (6, 6, 6), (3, 3, 3), (4, 4, 4)], [0, 0, 1, 1]),
+        ([(0, 0, 0), (1, 1, 1), (1, 1, 2), (1, 2, 1), (1, 2, 2), (3, 3, 3)], [0, 0, 0, 0, 0, 0]),
+        ([(0, 0, 0), (0, 0, 1), (2, 2, 2), (0, 0, 0), (0, 0, 1)], [0, 0, 0, 1, 1]),
+    ],
+    ids=["single_token", "offset", "one_image", "images_first"],
+)
+def test_sequence_ids_of_three_axes(axes: list[tuple], wanted: list[int]) -> None:
+    """By hand: a sequence starts where time falls back or all axes are zero; an image repeats its time."""
+    assert sequence_ids(torch.tensor(axes).T[:, None]).tolist() == [wanted]
