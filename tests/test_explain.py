@@ -124,6 +124,20 @@ def test_boxes_there_and_back(report, numbers, view):
     assert report.to_resized(0, original, view=view) == pytest.approx((x0, y0, x1, y1), abs=1e-6)
 
 
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_boxes_back_and_there(report, numbers, view):
+    """A box of the original within a view maps to the view and back to itself; any other is refused."""
+    left, top, right, bottom = report.images[0].views[view].box
+    x0, x1 = sorted(left + value * (right - left) for value in numbers[:2])
+    y0, y1 = sorted(top + value * (bottom - top) for value in numbers[2:])
+    resized = report.to_resized(0, (x0, y0, x1, y1), view=view)
+    assert report.to_original(0, resized, view=view) == pytest.approx((x0, y0, x1, y1), abs=1e-6)
+    if view:
+        with pytest.raises(ValueError, match="is not within"):
+            report.to_resized(0, (0, 0, 300, 100), view=view)
+
+
 def test_boxes_at_the_edges(report):
     """Whole pictures map to whole pictures, crops to their part of the original, videos too."""
     whole, crop = report.images[0].views[0], report.images[0].views[2]
@@ -136,11 +150,12 @@ def test_boxes_at_the_edges(report):
 @pytest.mark.parametrize(
     ("box", "options", "error", "names"),
     [
-        ((0, 0, 301, 5), {}, ValueError, "300 wide and 100 high"),
+        ((0, 0, 301, 5), {}, ValueError, r"\(0, 0, 300, 100\)"),
         ((5, 0, 1, 5), {}, ValueError, "box"),
         ((0, 0, 1), {}, ValueError, "x0, y0, x1, y1"),
         ((0, 0, float("nan"), 1), {}, ValueError, "box"),
         ((0, 0, 1, 1), {"view": 9}, IndexError, "view=9"),
+        ((0, 0, 1, 1), {"kind": "picture"}, ValueError, "kind='picture'"),
     ],
 )
 def test_bad_boxes(report, box, options, error, names):
@@ -165,6 +180,37 @@ def test_text_and_sheet(report, tmp_path, capsys, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     report.show()
     assert capsys.readouterr().out.strip() == text
+
+
+def test_typed_control_tokens_look_different_from_real_ones(report):
+    """Placeholders are counted, what people typed stands behind a backslash, and the full prompt is left alone."""
+    assert "\\<image> or " in report.rows[0].short_prompt and "\\" not in report.rows[0].prompt
+    text = "<image><image><image> <|im_end|> é"
+    row = PROCESSOR.explain(user({"type": "image", "image": picture(56, 56)}, {"type": "text", "text": text})).rows[0]
+    assert row.short_prompt == (
+        "<|im_start|>user\n<|vision_start|><image>x4<|vision_end|>"
+        "\\<image>\\<image>\\<image> \\<|im_end|> é<|im_end|>\n"
+    )
+
+
+def test_loading_options_are_those_of_the_call():
+    """`do_convert_rgb=False` refuses a picture with transparency here as it does in a call."""
+    chat = user({"type": "image", "image": picture(56, 56).convert("RGBA")})
+    for attempt in (
+        lambda: PROCESSOR.apply_chat_template(chat, do_convert_rgb=False, tokenize=True, return_dict=True),
+        lambda: PROCESSOR.explain(chat, do_convert_rgb=False),
+    ):
+        with pytest.raises(ValueError, match="mode RGBA is not RGB"):
+            attempt()
+
+
+def test_reports_are_compared_by_identity_and_saved_as_png(report, tmp_path):
+    """`==` of reports that hold arrays gives an answer; a name of another kind of file is refused."""
+    assert report == report and report != PROCESSOR.explain(user({"type": "text", "text": "Hi"}))
+    assert report.images[0] != report.images[1]
+    with pytest.raises(ValueError, match=r"seen\.jpg.*\.png"):
+        report.save(tmp_path / "seen.jpg")
+    assert not (tmp_path / "seen.jpg").exists()
 
 
 def test_a_clip_without_a_rate_and_a_single_conversation():

@@ -6,6 +6,7 @@ import base64
 import copy
 import inspect
 import io
+import json
 import logging
 import random
 import re
@@ -187,6 +188,29 @@ def test_media_flat_or_by_row(nested):
     assert torch.equal(out["pixel_values"], PROCESSOR(images=images, return_tensors="pt")["pixel_values"])
     assert out["video_grid_thw"].tolist() == [[2, 4, 4], [1, 4, 6]]
     assert (out["input_ids"] == TOKENIZER.image_token_id).sum(-1).tolist() == [12, 0, 6]
+
+
+@pytest.mark.parametrize("nothing", [None, [], (), [[], []], [None, []]])
+def test_no_media_in_any_spelling(nothing):
+    """Empty lists and rows of nothing are no media; beside a conversation's own they change nothing."""
+    expected = PROCESSOR(text=["a", "b"])
+    assert PROCESSOR(text=["a", "b"], images=nothing, videos=nothing) == expected
+    with pytest.raises(ValueError, match=r"found 1 <image> .* and 0 images"):
+        PROCESSOR(text=["a", "<image>"], images=nothing)
+    with pytest.raises(ValueError, match="text=None"):
+        PROCESSOR(images=nothing)
+    chat = user(image())
+    own = PROCESSOR.apply_chat_template(chat, images=nothing, **TENSORS)
+    assert torch.equal(own["pixel_values"], PROCESSOR.apply_chat_template(chat, **TENSORS)["pixel_values"])
+    assert len(PROCESSOR.explain(chat, images=nothing).images) == 1
+
+
+def test_none_is_a_row_without_images():
+    """`None` in a list per row is an empty row."""
+    rows = {"text": ["<image>", "b", "<image>"], "padding": True, "return_tensors": "pt"}
+    expected = PROCESSOR(images=[[picture()], [], [picture(seed=1)]], **rows)
+    out = PROCESSOR(images=[[picture()], None, [picture(seed=1)]], **rows)
+    assert set(out) == set(expected) and all(torch.equal(out[key], expected[key]) for key in out)
 
 
 def test_lists_of_frames_are_one_video():
@@ -526,6 +550,18 @@ def test_files_load_in_a_fresh_process(tmp_path, fresh_python):
     assert lines[0] == "ArlowProcessor ArlowTokenizer ArlowImageProcessor ArlowVideoProcessor"
     assert lines[1].startswith("16 16") and str(16 * 28**2) in lines[1]
     assert lines[2] == str(processor.apply_chat_template([{"role": "user", "content": "Hi <image>"}], tokenize=True))
+
+
+def test_options_given_at_loading_reach_their_part_only(tmp_path):
+    """Options of the media processors given to `from_pretrained` take effect and are not saved with the tokenizer."""
+    tiny_processor().save_pretrained(tmp_path / "a")
+    options = {"do_pan_and_scan": True, "max_tokens_per_video": 7, "padding_side": "right", "dtype": "auto"}
+    loaded = AutoProcessor.from_pretrained(tmp_path / "a", **options)
+    assert loaded.image_processor.do_pan_and_scan and loaded.video_processor.max_tokens_per_video == 7
+    assert loaded.tokenizer.padding_side == "right"
+    loaded.save_pretrained(tmp_path / "b")
+    saved = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert not {"do_pan_and_scan", "max_tokens_per_video"} & saved.keys()
 
 
 def test_ids_that_disagree_with_the_config_are_refused(tmp_path):

@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "robustness.md"
 INTRODUCTION = """# Robustness
 
 Every bad input gets a `ValueError`, `TypeError` or `OSError` that names the argument, index or file, before any
-heavy work, in at most 300 characters. The tables below are the corpus in `tests/bad_inputs/`: what was tried, and the
+heavy work, in less than 300 characters. The tables below are the corpus in `tests/bad_inputs/`: what was tried, and the
 answer, word for word (temporary directories are shown as `…`). A test runs every row and holds this page to the
 outcome.
 

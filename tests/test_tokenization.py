@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_processing import CORPUS, tiny_tokenizer
+from tiny_processing import CORPUS, tiny_processor, tiny_tokenizer
 from tokenizers import Tokenizer
-from transformers import TokenizersBackend
+from transformers import AutoProcessor, AutoTokenizer, TokenizersBackend
 
+from arlow import ArlowConfig
 from arlow.chat_template import CHAT_TEMPLATE
 from arlow.tokenization_arlow import SPECIAL_TOKENS, ArlowTokenizer, ArlowTokenizerFast
 
@@ -168,6 +170,50 @@ def test_settings_baked_into_a_file_do_not_apply(tmp_path):
         ArlowTokenizer.from_pretrained(tmp_path)("The quick fox")["input_ids"]
         == TOKENIZER("The quick fox")["input_ids"]
     )
+
+
+def test_keywords_of_saved_files_and_of_other_libraries_pass(tmp_path):
+    """A saved file may hold any key, and Transformers passes loading keywords of its own; both are let through."""
+    TOKENIZER.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "paddin_side": "top", "made_by": "hand"}))
+    loading = {
+        "cache_dir": None, "force_download": False, "local_files_only": True, "token": None, "revision": "main",
+        "trust_remote_code": True, "code_revision": None, "proxies": None, "subfolder": "", "use_fast": True,
+        "_from_pipeline": "text-generation", "dtype": "auto", "torch_dtype": "auto", "device_map": "cpu",
+        "attn_implementation": "sdpa", "quantization_config": None, "max_memory": None, "low_cpu_mem_usage": True,
+        "load_in_8bit": False, "use_safetensors": True, "variant": None, "weights_only": True, "add_bos_token": False,
+    }  # fmt: skip
+    for auto in (ArlowTokenizer, AutoTokenizer):
+        loaded = auto.from_pretrained(tmp_path, padding_side="right", boi_token="<a>", audio_token="<b>", **loading)
+        assert type(loaded) is ArlowTokenizer and loaded.padding_side == "right" and loaded.boi_token == "<a>"
+        assert loaded.init_kwargs["made_by"] == "hand"
+
+
+def test_keywords_of_decoding_that_transformers_passes():
+    """What pipelines, streamers and engines give to `decode` is accepted, in every form of ids."""
+    options = {
+        "skip_special_tokens": True,
+        "clean_up_tokenization_spaces": True,
+        "spaces_between_special_tokens": False,
+        "use_source_tokenizer": False,
+    }
+    ids = TOKENIZER("The fox")["input_ids"]
+    for form in (ids, tuple(ids), np.array(ids), torch.tensor(ids), {"input_ids": ids}):
+        assert TOKENIZER.decode(form, **options) == "The fox"
+    assert TOKENIZER.batch_decode(torch.tensor([ids]), **options) == ["The fox"]
+    assert TOKENIZER.decode(ids[0]) == TOKENIZER.decode(np.int64(ids[0])) == "The" and TOKENIZER.decode([]) == ""
+
+
+def test_a_tokenizer_beside_another_model_is_refused(tmp_path):
+    """Ids that disagree with the `config.json` beside the tokenizer are an error through every door."""
+    tiny_processor().save_pretrained(tmp_path)
+    ArlowConfig.tiny().save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).image_token_id == ArlowConfig.tiny().image_token_id
+    ArlowConfig.tiny(image_token_id=17).save_pretrained(tmp_path)
+    for auto in (ArlowTokenizer, AutoTokenizer, AutoProcessor):
+        with pytest.raises(ValueError, match=r"image_token_id=5: .* 17"):
+            auto.from_pretrained(tmp_path)
 
 
 def test_both_names_are_one_class():

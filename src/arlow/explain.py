@@ -11,13 +11,12 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,16 +26,15 @@ from .chat_template import check_conversation, split_batch
 from .errors import message
 from .media import Picture, flatten_pictures, load_picture
 from .positions import get_rope_index
+from .processing_arlow import ArlowProcessor, no_media
+from .token_rows import any_of
 
-
-if TYPE_CHECKING:
-    from .processing_arlow import ArlowProcessor
 
 Box = tuple[float, float, float, float]
 TYPE_NAMES = ("text", "image", "video")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """One picture as the encoder gets it: a whole image, a crop of one, or a frame group of a video."""
 
@@ -56,7 +54,7 @@ class View:
         return self.merged_grid[0] * self.merged_grid[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Medium:
     """One image or video of the conversation."""
 
@@ -80,19 +78,15 @@ class Medium:
         return times if len(times) == len(self.views) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One conversation of the batch, without padding."""
 
     prompt: str  # with every placeholder written out
+    short_prompt: str  # runs of placeholders as `<image>x391`, control tokens that people typed as `\\<image>`
     input_ids: np.ndarray  # (S,) int64
     mm_token_type_ids: np.ndarray  # (S,) 0 text, 1 image, 2 video
     positions: np.ndarray  # (3, S) t, h, w
-
-    @property
-    def short_prompt(self) -> str:
-        """The prompt with runs of placeholders shortened to `<image>x391`."""
-        return re.sub(r"(<image>|<video>)\1{2,}", lambda run: f"{run[1]}x{len(run[0]) // len(run[1])}", self.prompt)
 
     def segments(self) -> Iterator[tuple[str, int, int]]:
         """Runs of tokens of one type: (name of the type, start, end)."""
@@ -103,7 +97,7 @@ class Row:
             start = end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
     """What `processor.explain` gives. `print(report)` tells it, `report.save("sheet.png")` draws it."""
 
@@ -122,28 +116,30 @@ class Report:
     def to_resized(self, image_index: int, box: Sequence[float], *, view: int = 0, kind: str = "image") -> Box:
         """A box of the original picture in pixels of the resized one (`view` 0) or of a crop (1, 2, ...).
 
-        A box that reaches beyond a crop is not cut. Raises `IndexError` for an image or view that is not there and
-        `ValueError` for something that is no box of the picture.
+        Raises `IndexError` for an image or view that is not there and `ValueError` for something that is no box, or
+        not within what the view shows.
         """
-        medium, shown = self._view(kind, image_index, view)
-        x0, y0, x1, y1 = _check_box(box, medium.original_size)
+        shown = self._view(kind, image_index, view)
+        x0, y0, x1, y1 = _check_box(box, shown.box)
         sx, sy, left, top = _scales(shown)
         return (x0 - left) * sx, (y0 - top) * sy, (x1 - left) * sx, (y1 - top) * sy
 
     def to_original(self, image_index: int, box: Sequence[float], *, view: int = 0, kind: str = "image") -> Box:
         """A box of the resized picture (or of a crop) in pixels of the original. The inverse of `to_resized`."""
-        _, shown = self._view(kind, image_index, view)
-        x0, y0, x1, y1 = _check_box(box, shown.size)
+        shown = self._view(kind, image_index, view)
+        x0, y0, x1, y1 = _check_box(box, (0, 0, *shown.size[::-1]))
         sx, sy, left, top = _scales(shown)
         return x0 / sx + left, y0 / sy + top, x1 / sx + left, y1 / sy + top
 
-    def _view(self, kind: str, index: int, view: int) -> tuple[Medium, View]:
+    def _view(self, kind: str, index: int, view: int) -> View:
+        if kind not in ("image", "video"):
+            raise ValueError(message("kind", kind, "is neither 'image' nor 'video'"))
         found = [medium for medium in self.media if medium.kind == kind]
         if not 0 <= index < len(found):
             raise IndexError(message("image_index", index, f"the conversation has {len(found)} of kind {kind!r}"))
         if not 0 <= view < len(found[index].views):
             raise IndexError(message("view", view, f"{kind} {index} has {len(found[index].views)}"))
-        return found[index], found[index].views[view]
+        return found[index].views[view]
 
     def __str__(self) -> str:
         lines = [headline(self), ""]
@@ -159,8 +155,10 @@ class Report:
         return draw_sheet(self)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the sheet as a PNG and return its path."""
+        """Write the sheet as a PNG and return its path. Raises `ValueError` for a name of another kind of file."""
         path = Path(path)
+        if path.suffix.lower() not in (".png", ""):
+            raise ValueError(message("path", str(path), "the sheet is a PNG", "let the name end in .png"))
         self.sheet().save(path, format="PNG")
         return path
 
@@ -185,15 +183,15 @@ def _scales(view: View) -> tuple[float, float, int, int]:
     return width / (right - left), height / (bottom - top), left, top
 
 
-def _check_box(box: Sequence[float], size: tuple[int, int]) -> Box:
+def _check_box(box: Sequence[float], within: tuple[int, int, int, int]) -> Box:
     try:
         x0, y0, x1, y1 = (float(value) for value in box)
     except (TypeError, ValueError):
         raise ValueError(message("box", box, "is not (x0, y0, x1, y1)")) from None
-    height, width = size
-    slack = 1e-6 * max(size)
-    if not (-slack <= x0 <= x1 <= width + slack and -slack <= y0 <= y1 <= height + slack):
-        raise ValueError(message("box", box, f"is not within a picture {width} wide and {height} high"))
+    left, top, right, bottom = within
+    slack = 1e-6 * max(within)
+    if not (left - slack <= x0 <= x1 <= right + slack and top - slack <= y0 <= y1 <= bottom + slack):
+        raise ValueError(message("box", box, f"is not within {within}, which the view shows"))
     return x0, y0, x1, y1
 
 
@@ -232,9 +230,10 @@ def explain(processor: ArlowProcessor, conversation: Any, **kwargs: Any) -> Repo
     for_videos = Options(processor.video_processor, options["videos_kwargs"])
     pictures: list[Picture] = []
     loading = {name: for_images[name] for name in ("input_data_format", "value_range")}
+    loading["convert_rgb"] = for_images["do_convert_rgb"]
     chats, _ = split_batch(conversation)
     chats = [_with_pictures(processor, chat, row, pictures, loading) for row, chat in enumerate(chats)]
-    if given.get("images") is not None:
+    if not no_media(given.get("images")):
         pictures = flatten_pictures(given["images"], policy=processor.policy, **loading)
     for key in ("tokenize", "return_dict", "return_tensors", "return_metadata", "padding"):
         kwargs.pop(key, None)
@@ -340,10 +339,26 @@ def _rows(processor: ArlowProcessor, inputs: Mapping[str, Any], *, merge: int) -
         ids = inputs["input_ids"][row][real]
         yield Row(
             prompt=processor.tokenizer.decode(ids),
+            short_prompt=_short_prompt(processor.tokenizer, ids.tolist()),
             input_ids=ids.numpy(),
             mm_token_type_ids=inputs["mm_token_type_ids"][row][real].numpy(),
             positions=positions[:, row, real].numpy(),
         )
+
+
+def _short_prompt(tokenizer: Any, ids: list[int]) -> str:
+    """The prompt with runs of placeholders counted and typed control tokens behind a backslash."""
+    media = {tokenizer.image_token_id, tokenizer.video_token_id}
+    control = set(tokenizer.all_special_ids)
+    typed = any_of(tuple(tokenizer.all_special_tokens))
+    pieces = []
+    for (written, placeholder), group in itertools.groupby(ids, lambda x: (x in control, x if x in media else None)):
+        run = list(group)
+        text = tokenizer.decode(run if placeholder is None else placeholder)
+        if placeholder is not None:
+            text += f"x{len(run)}"
+        pieces.append(text if written else typed.sub(r"\\\g<0>", text))
+    return "".join(pieces)
 
 
 # --- Telling it --------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from .chat_template import Prompt, media_of, split_batch, template_variables
 from .errors import cut, message, refuse_misspelt, refuse_unknown
 from .image_processing_arlow import ArlowImageProcessorKwargs
-from .media import flatten_images
+from .media import fill_rows, flatten_images
 from .media_fetch import MediaPolicy
 from .token_rows import mask_spans
 from .tokenization_arlow import INIT_OPTIONS, LOADING_OPTIONS
@@ -48,6 +48,7 @@ class ArlowProcessorKwargs(ProcessingKwargs, total=False):
 MEDIA_OPTIONS = frozenset(ArlowImageProcessorKwargs.__annotations__) | frozenset(
     ArlowVideoProcessorKwargs.__annotations__
 )
+NO_PROMPTS = ("text_pair", "text_pair_target", "is_split_into_words")  # the tokenizer's; a prompt is one string
 PROCESSOR_FILES = (
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json"),
     *(*SAVED_FILES, "config.json"),
@@ -170,8 +171,8 @@ class ArlowProcessor(ProcessorMixin):
         """Prompts and media as model inputs.
 
         Args:
-            images: one picture, a flat list in the order of the placeholders, or a list per row; see
-                `media.load_picture` for what a picture may be.
+            images: one picture, a flat list in the order of the placeholders, or a list per row (empty or None for a
+                row without); see `media.load_picture` for what a picture may be.
             text: one prompt or a list (B rows) with one `<image>` or `<video>` per item. A prompt is taken literally:
                 control tokens in it are control tokens. What people typed belongs into `apply_chat_template`.
             videos: likewise; see `video_reader.open_video`.
@@ -190,9 +191,15 @@ class ArlowProcessor(ProcessorMixin):
                 impossible options, refused media.
             OSError: media that cannot be read.
         """
-        if text is None and images is None and videos is None:
+        if text is None and no_media(images) and no_media(videos):
             raise ValueError("text=None: needs text, images or videos")
-        return self._process(None if text is None else _prompts(text), images, videos, kwargs)
+        prompts = None if text is None else _prompts(text)
+        try:
+            return self._process(prompts, images, videos, kwargs)
+        except OSError as error:
+            if prompts is None and isinstance(images, (str, list, tuple)) and any(isinstance(x, str) for x in images):
+                raise type(error)(cut(f"{error}; a prompt is passed as text=")) from error
+            raise
 
     def _process(
         self,
@@ -212,7 +219,7 @@ class ArlowProcessor(ProcessorMixin):
         media: dict[str, Any] = {}
         replacements: dict[str, list[str]] = {"image": [], "video": []}
         if items["image"].total:
-            media.update(self.image_processor(images, **options["images_kwargs"]))
+            media.update(self.image_processor(items["image"].given, **options["images_kwargs"]))
             replacements["image"] = [
                 self.replace_image_token(media, index, **options["images_kwargs"])
                 for index in range(items["image"].total)
@@ -254,6 +261,10 @@ class ArlowProcessor(ProcessorMixin):
             raise ValueError(cut(str(error))) from error
         for name in ("return_mm_token_type_ids", "return_text_replacement_offsets"):
             options["text_kwargs"].pop(name, None)
+        for name in NO_PROMPTS:
+            if value := options["text_kwargs"].get(name):
+                problem = "the processor takes one string per prompt"
+                raise ValueError(message(name, value, problem, "join them, or call processor.tokenizer"))
         return options
 
     def _receivers(self) -> dict[str, frozenset[str]]:
@@ -470,11 +481,11 @@ class ArlowProcessor(ProcessorMixin):
         for kind, keyword in (("image", "images"), ("video", "videos")):
             given = options.pop(keyword, None)
             rows = [media_of(chat, kind) for chat in conversations]
-            if given is not None and any(rows):
+            if not no_media(given) and any(rows):
                 raise ValueError(message(keyword, given, f"the conversation names its {keyword} already"))
             if kind == "video":
                 rows = [[_one_video(source) for source in row] for row in rows]
-            found.append(given if given is not None else rows if any(rows) else None)
+            found.append(rows if any(rows) else given)
         return found[0], found[1]
 
     def explain(self, conversation: Any, **kwargs: Any) -> Any:
@@ -528,14 +539,14 @@ class _Media:
 
     def __init__(self, kind: str, given: Any):
         self.kind = kind
+        self.given = given = fill_rows(given)
         self.flat: list[Any] = []
         self.rows: list[int] | None = None
-        nested = _is_nested(given)
-        if given is None or (nested and not any(map(len, given))):
+        if no_media(given):
             return
         flatten = flatten_images if kind == "image" else flatten_videos
         self.flat = flatten(given)
-        if nested:
+        if isinstance(given, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in given):
             rows = [len(flatten(row)) if len(row) else 0 for row in given]
             if all(count >= len(row) for count, row in zip(rows, given, strict=True)):  # else a list is one video
                 self.rows = rows
@@ -560,8 +571,12 @@ class _Media:
             raise ValueError(f"{rule}; {found}")
 
 
-def _is_nested(given: Any) -> bool:
-    return isinstance(given, (list, tuple)) and bool(given) and all(isinstance(row, (list, tuple)) for row in given)
+def no_media(given: Any) -> bool:
+    """Whether `images` or `videos` of a call hold nothing: None, an empty list, or a list of empty rows."""
+    given = fill_rows(given)
+    if isinstance(given, (list, tuple)):
+        return all(isinstance(row, (list, tuple)) and not row for row in given)
+    return given is None
 
 
 def _one_video(source: Any) -> Any:

@@ -154,7 +154,9 @@ def damaged_files_named(source: str | os.PathLike, names: Sequence[str], options
         for name in names:
             path = saved_file(source, name, options)
             if path is not None:
-                (read_backend if name == "tokenizer.json" else read_object)(path)
+                found = read_object(path)
+                if name == "tokenizer.json" and read_backend(path) and "added_tokens" not in found:
+                    raise ValueError(_problem(path, "has no 'added_tokens'")) from None
         raise
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 from tiny_processing import tiny_processor, tiny_tokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
+from arlow import ArlowConfig
+from arlow.processing_arlow import ArlowProcessor
 from arlow.tokenization_arlow import ArlowTokenizer
 
 from . import BadInput
@@ -49,6 +52,40 @@ def vocabulary(folder: Path, change: Callable[[dict], None] = lambda vocab: None
     vocab = json.loads(Path(vocab_file).read_text(encoding="utf-8"))
     change(vocab)
     return {"vocab": vocab, "merges_file": merges_file}
+
+
+def loaded(cls: type, name: str, content: str, *, without: str = "") -> Callable[[Path], object]:
+    """Loading a saved processor one file of which holds something else."""
+
+    def attempt(folder: Path) -> object:
+        tiny_processor().save_pretrained(folder)
+        if without:
+            (folder / without).unlink()
+        written(folder / name, content)
+        return cls.from_pretrained(folder)
+
+    return attempt
+
+
+def load(cls: type, **options: object) -> Callable[[Path], object]:
+    def attempt(folder: Path) -> object:
+        tiny_processor().save_pretrained(folder)
+        return cls.from_pretrained(folder, **options)
+
+    return attempt
+
+
+def beside_another_model(folder: Path) -> object:
+    tiny_tokenizer().save_pretrained(folder)
+    ArlowConfig.tiny(image_token_id=17).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def explained(**options: object) -> Callable[[Path], object]:
+    """The report on a wide picture with crops."""
+    image = {"type": "image", "image": Image.new("RGB", (700, 200))}
+    crops = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 50}
+    return lambda at: tiny_processor().explain(user(image), **crops).to_resized(0, (0, 0, 700, 200), **options)
 
 
 CASES = [
@@ -155,6 +192,82 @@ CASES = [
         ValueError,
         "merges[0]",
     ),
+    BadInput(
+        "tokenizer.json of nothing",
+        TOKENIZER,
+        loaded(AutoTokenizer, "tokenizer.json", "{}"),
+        ValueError,
+        "Model missing",
+    ),
+    BadInput(
+        "tokenizer.json without its list of added tokens",
+        TOKENIZER,
+        loaded(
+            ArlowTokenizer,
+            "tokenizer.json",
+            '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
+            without="tokenizer_config.json",
+        ),
+        ValueError,
+        "tokenizer.json",
+    ),
+    BadInput(
+        "truncated tokenizer.json of a model",
+        TOKENIZER,
+        loaded(AutoTokenizer, "tokenizer.json", "{"),
+        ValueError,
+        "tokenizer.json",
+    ),
+    BadInput(
+        "truncated tokenizer_config.json",
+        TOKENIZER,
+        loaded(ArlowTokenizer, "tokenizer_config.json", "{"),
+        ValueError,
+        "tokenizer_config.json",
+    ),
+    BadInput(
+        "list for a tokenizer_config.json",
+        TOKENIZER,
+        loaded(ArlowTokenizer, "tokenizer_config.json", "[]"),
+        ValueError,
+        "tokenizer_config.json",
+    ),
+    BadInput("tokenizer of another model", TOKENIZER, beside_another_model, ValueError, "image_token_id=5"),
+    BadInput(
+        "misspelt argument of the constructor",
+        TOKENIZER,
+        lambda _: ArlowTokenizer(tokenizer_object=tiny_tokenizer().backend_tokenizer, paddin_side="left"),
+        TypeError,
+        "did you mean 'padding_side'",
+    ),
+    BadInput(
+        "misspelt token of the constructor",
+        TOKENIZER,
+        lambda _: ArlowTokenizer(tokenizer_object=tiny_tokenizer().backend_tokenizer, imge_token="<i>"),
+        TypeError,
+        "did you mean 'image_token'",
+    ),
+    BadInput(
+        "misspelt argument of loading",
+        TOKENIZER,
+        load(AutoTokenizer, paddin_side="left"),
+        TypeError,
+        "did you mean 'padding_side'",
+    ),
+    BadInput(
+        "unknown argument of training",
+        TOKENIZER,
+        lambda _: ArlowTokenizer.train(iter(["abc"]), 300, foo=1),
+        TypeError,
+        "'foo'",
+    ),
+    BadInput(
+        "misspelt token of training",
+        TOKENIZER,
+        lambda _: ArlowTokenizer.train(iter(["abc"]), 300, vidoe_token="<v>"),
+        TypeError,
+        "did you mean 'video_token'",
+    ),
     # Text
     BadInput("number for text", TOKENIZER, tokenise(3), TypeError, "text[0]=3"),
     BadInput("number in a batch", TOKENIZER, tokenise(["a", 3]), TypeError, "text[1]=3"),
@@ -170,6 +283,29 @@ CASES = [
         "stride=3",
     ),
     BadInput("pairs that do not match", TOKENIZER, tokenise(["a", "b"], ["c"]), ValueError, "text_pair"),
+    BadInput("negative id", TOKENIZER, lambda _: tiny_tokenizer().decode([8, -100]), ValueError, "token_ids[1]=-100"),
+    BadInput(
+        "id outside the vocabulary",
+        TOKENIZER,
+        lambda _: tiny_tokenizer().batch_decode([[8], [10**6]]),
+        ValueError,
+        "token_ids[0]=1000000",
+    ),
+    BadInput("text for ids", TOKENIZER, lambda _: tiny_tokenizer().decode(["a"]), TypeError, "token_ids[0]='a'"),
+    BadInput(
+        "misspelt argument of decode",
+        TOKENIZER,
+        lambda _: tiny_tokenizer().decode([8], skip_specials=True),
+        TypeError,
+        "did you mean 'skip_special_tokens'",
+    ),
+    BadInput(
+        "misspelt argument of batch_decode",
+        TOKENIZER,
+        lambda _: tiny_tokenizer().batch_decode([[8]], skip_specials=True),
+        TypeError,
+        "did you mean 'skip_special_tokens'",
+    ),
     # Conversations
     BadInput("empty conversation", TEMPLATE, chat([]), ValueError, "no message"),
     BadInput(
@@ -348,6 +484,47 @@ CASES = [
     ),
     BadInput("audio", PROCESSOR, call(text="a", audio=[0.0]), TypeError, "audio"),
     BadInput(
+        "misspelt argument of loading",
+        PROCESSOR,
+        load(AutoProcessor, do_pan_an_scan=True),
+        TypeError,
+        "did you mean 'do_pan_and_scan'",
+    ),
+    BadInput(
+        "unknown argument of the answer",
+        PROCESSOR,
+        lambda _: tiny_processor().post_process_image_text_to_text([[8]], foo=1),
+        TypeError,
+        "'foo'",
+    ),
+    BadInput("text for a switch", PROCESSOR, call(text="a", timestamp_alignment="yes"), ValueError, "'yes'"),
+    BadInput("prompt in the place of images", PROCESSOR, lambda _: tiny_processor()("hello"), OSError, "text="),
+    BadInput("second text of a prompt", PROCESSOR, call(text="a", text_pair="b"), ValueError, "text_pair='b'"),
+    BadInput("prompt cut into words", PROCESSOR, call(text=["a"], is_split_into_words=True), ValueError, "words"),
+    BadInput("empty list of images", PROCESSOR, call(text="<image>", images=[]), ValueError, "0 images"),
+    BadInput("empty lists and no text", PROCESSOR, call(images=[], videos=[[]]), ValueError, "text=None"),
+    BadInput(
+        "truncated processor_config.json",
+        PROCESSOR,
+        loaded(ArlowProcessor, "processor_config.json", "{"),
+        ValueError,
+        "processor_config.json",
+    ),
+    BadInput(
+        "list for a processor_config.json",
+        PROCESSOR,
+        loaded(ArlowProcessor, "processor_config.json", "[]"),
+        ValueError,
+        "processor_config.json",
+    ),
+    BadInput(
+        "processor with a truncated tokenizer_config.json",
+        PROCESSOR,
+        loaded(AutoProcessor, "tokenizer_config.json", "{"),
+        ValueError,
+        "tokenizer_config.json",
+    ),
+    BadInput(
         "rows of different length as a tensor",
         PROCESSOR,
         call(text=["a", "a b c"], return_tensors="pt"),
@@ -360,5 +537,14 @@ CASES = [
         lambda _: tiny_processor().explain(user({"type": "image", "image": picture()})).to_resized(0, (0, 0, 99, 9)),
         ValueError,
         "box",
+    ),
+    BadInput("box outside a crop", PROCESSOR, explained(view=1), ValueError, "box"),
+    BadInput("box of a picture", PROCESSOR, explained(kind="picture"), ValueError, "kind='picture'"),
+    BadInput(
+        "sheet for a JPEG",
+        PROCESSOR,
+        lambda at: tiny_processor().explain(user({"type": "text", "text": "a"})).save(at / "seen.jpg"),
+        ValueError,
+        "seen.jpg",
     ),
 ]
