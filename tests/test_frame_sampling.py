@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,10 +25,26 @@ def steady(count: int, rate: float = 10.0) -> VideoFacts:
 
 
 def test_uniform_spreads_over_the_frames() -> None:
-    """`uniform` takes the first, the last and evenly between; `fps` first becomes a count."""
+    """`uniform` by count takes the first, the last and evenly between, in time where times are known."""
     assert sample_indices(steady(30), num_frames=4).tolist() == [0, 10, 19, 29]
-    assert sample_indices(steady(30), fps=2).tolist() == [0, 6, 12, 17, 23, 29]  # 3 seconds: 6 frames
     assert sample_indices(VideoFacts(5, 8, 8), num_frames=3).tolist() == [0, 2, 4]  # needs no time
+    assert sample_indices(VideoFacts(12, 8, 8), num_frames=3).tolist() == [0, 5, 11]  # 5.5: the earlier
+    varying = clip([0.0, 0.1, 0.2, 0.3, 1.1, 1.9, 3.2], last=0.8)
+    assert sample_indices(varying, num_frames=3).tolist() == [0, 5, 6]  # 0, 1.6, 3.2 s
+
+
+def test_rate_means_seconds() -> None:
+    """`fps` takes the frame nearest to each k / fps from the start: every half second of 3 s at 10 frames a second."""
+    for strategy in ("uniform", "fps_based"):
+        assert sample_indices(steady(30), fps=2, strategy=strategy).tolist() == [0, 5, 10, 15, 20, 25]
+        assert sample_indices(steady(30), fps=3, strategy=strategy).tolist() == [0, 3, 7, 10, 13, 17, 20, 23, 27]
+        assert sample_indices(steady(50, 25), fps=2, strategy=strategy).tolist() == [0, 12, 25, 37]  # 12.5, 37.5
+        # A hundred frames in the first second, then one each second: one for each second all the same.
+        crowded = clip([*(np.arange(100) / 100), *range(1, 11)], last=1.0)  # 11 seconds
+        assert sample_indices(crowded, fps=1, strategy=strategy).tolist() == [0, *range(100, 110)]
+        # Where a bound decides, the count is spread from the first frame to the last.
+        assert sample_indices(steady(30), fps=1, min_frames=4, strategy=strategy).tolist() == [0, 10, 19, 29]
+        assert sample_indices(steady(30), fps=5, max_frames=4, strategy=strategy).tolist() == [0, 10, 19, 29]
 
 
 def test_fps_based_takes_the_nearest_frame_in_time() -> None:
@@ -50,6 +68,13 @@ def test_motion_adaptive_of_even_motion_is_uniform() -> None:
     for motion in (np.ones(17), np.zeros(17)):
         picked = sample_indices(steady(17), num_frames=5, strategy="motion_adaptive", motion=motion)
         assert picked.tolist() == [0, 4, 8, 12, 16]
+
+
+def test_half_way_is_the_earlier_frame_at_every_rate() -> None:
+    """Rounding of times does not decide between two frames equally near."""
+    for rate in (24, 24000 / 1001, 25, 30, 30000 / 1001, 60):
+        facts = steady(101, rate)
+        assert sample_indices(facts, num_frames=41).tolist() == [math.ceil(2.5 * k - 0.5) for k in range(41)]
 
 
 def test_motion_in_one_cut_still_gives_distinct_frames() -> None:
@@ -110,17 +135,22 @@ def test_every_sample_is_rising_and_bounded(
 
 
 @settings(max_examples=60, deadline=None)
-@given(gaps=st.lists(st.floats(0.01, 2.0), min_size=1, max_size=40), fps=st.floats(0.2, 20.0))
-def test_fps_based_equals_its_definition(gaps: list[float], fps: float) -> None:
+@given(
+    gaps=st.lists(st.floats(0.01, 2.0), min_size=1, max_size=40),
+    fps=st.floats(0.2, 20.0),
+    strategy=st.sampled_from(["uniform", "fps_based"]),
+)
+def test_sampling_by_rate_equals_its_definition(gaps: list[float], fps: float, strategy: str) -> None:
     """Against a plain loop: for each k / fps before the end the frame with the least distance, each once."""
     facts = clip(np.cumsum([0.0, *gaps]))
     expected, k = set(), 0
     while k / fps < facts.duration - 1e-6 / fps:
         distances = [abs(time - k / fps) for time in facts.timestamps]
-        expected.add(distances.index(min(distances)))
+        near = min(distances) + 1e-9 * facts.timestamps[-1]  # of two as near, to rounding, the earlier
+        expected.add(next(index for index, distance in enumerate(distances) if distance <= near))
         k += 1
     if k <= facts.total_frames:
-        assert sample_indices(facts, fps=fps, strategy="fps_based").tolist() == sorted(expected)
+        assert sample_indices(facts, fps=fps, strategy=strategy).tolist() == sorted(expected)
 
 
 def test_group_timestamps_by_hand() -> None:

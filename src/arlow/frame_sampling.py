@@ -44,11 +44,12 @@ def sample_indices(
     Exactly one of `fps` (frames per second, S between `min_frames` and `max_frames`) and `num_frames` (S as asked for,
     at most `max_frames`) says how many; S never exceeds the frames there are. The strategies place them:
 
-    - `uniform`: evenly over the frames, the first and the last included.
-    - `fps_based`: the frame nearest to each time k / fps (each frame once); where the count is given or bounded,
-      nearest to times evenly spread from the first frame to the last. Right for variable frame rates.
+    - `uniform`: evenly in time. For `fps` the frame nearest to each time k / fps from the start, each frame once;
+      where the count is given, or set by a bound, the frames nearest to times evenly spread from the first frame to
+      the last. Of two as near, the earlier. A clip whose times are not known is spread evenly over its frames.
+    - `fps_based`: the same, but times that are not known are an error.
     - `motion_adaptive`: frames that cut `motion` (N,), the change of each frame against the one before it, into equal
-      shares; a clip whose motion is constant is sampled as by `uniform`.
+      shares; a clip whose motion is constant, or none, is spread evenly over its frames.
 
     Raises `ValueError` for both or neither of `fps` and `num_frames`, an unknown strategy, or a time that is needed
     and not known.
@@ -67,20 +68,23 @@ def sample_indices(
         times = _known_times(facts, name=name)
         wanted = _count_at(times[-1] if facts.duration is None else facts.duration, fps)
         count = min(max(wanted, min_frames), most)
-        if strategy == "fps_based" and count == wanted:
+        if strategy != "motion_adaptive" and count == wanted:
             nearest = np.unique(_nearest(times, np.arange(wanted) / fps))
             if len(nearest) >= min(min_frames, most):
                 return nearest
-    if strategy == "uniform":
-        return np.linspace(0, facts.total_frames - 1, count).round().astype(np.int64)
-    scale = accumulated_motion(motion, name=name) if strategy == "motion_adaptive" else _known_times(facts, name=name)
+    if strategy == "motion_adaptive":
+        scale = accumulated_motion(motion, name=name)
+    elif strategy == "uniform" and facts.timestamps is None:
+        scale = np.arange(facts.total_frames, dtype=np.float64)
+    else:
+        scale = _known_times(facts, name=name)
     return _apart(_nearest(scale, np.linspace(scale[0], scale[-1], count)), facts.total_frames)
 
 
 def _known_times(facts: VideoFacts, *, name: str) -> np.ndarray:
     if facts.timestamps is None:
         problem = "sampling by time needs the frame rate of the source, which is not known"
-        remedy = 'pass fps= to open_video or video_metadata={"fps": ...}, or ask for num_frames'
+        remedy = 'pass its rate as video_metadata={"fps": ...}, or num_frames= with sample_strategy="uniform"'
         raise ValueError(message(name, f"{facts.total_frames} frames", problem, remedy))
     return facts.timestamps
 
@@ -88,7 +92,8 @@ def _known_times(facts: VideoFacts, *, name: str) -> np.ndarray:
 def accumulated_motion(motion: np.ndarray | None, *, name: str = "video") -> np.ndarray:
     """(N,) rising sums of the motion of each frame; a clip that never moves counts every frame alike."""
     if motion is None:
-        raise ValueError(message(name, None, "sample_strategy='motion_adaptive' needs the motion of the clip"))
+        problem = "needs the motion of the clip, and metadata hold none"
+        raise ValueError(message("sample_strategy", "motion_adaptive", problem, f"pass {name} itself"))
     steps = np.asarray(motion, dtype=np.float64).copy()
     steps[0] = 0.0  # the first frame has nothing before it
     return np.cumsum(steps) if steps.any() else np.arange(len(steps), dtype=np.float64)
@@ -115,10 +120,11 @@ def _count_at(duration: float, fps: float) -> int:
 
 
 def _nearest(scale: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The index in the rising `scale` nearest to each target; the earlier one of two equally near."""
+    """The index in the rising `scale` nearest to each target; the earlier one of two equally near, to rounding."""
+    rounding = 1e-9 * (scale[-1] - scale[0])
     right = np.searchsorted(scale, targets).clip(1, max(len(scale) - 1, 1)).clip(max=len(scale) - 1)
     left = np.maximum(right - 1, 0)
-    return np.where(targets - scale[left] <= scale[right] - targets, left, right).astype(np.int64)
+    return np.where(targets - scale[left] <= scale[right] - targets + rounding, left, right).astype(np.int64)
 
 
 def _apart(indices: np.ndarray, total: int) -> np.ndarray:
