@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
 import pickle
 import threading
+from fractions import Fraction
 
 import media_samples as samples
 import numpy as np
@@ -16,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from test_patches import loop_rows, qwen_size
+from tiny_processing import tiny_processor
+from transformers import AutoImageProcessor
 
 from arlow.image_processing_arlow import ArlowImageProcessor, ArlowImageProcessorKwargs, ImageOptions
 from arlow.media_fetch import MediaPolicy
@@ -290,7 +294,7 @@ CHANGED = {
     "pan_and_scan_min_ratio_to_activate": 2,
     "max_tokens_per_image": 77,
     "input_data_format": "channels_first",
-    "value_range": "0..1",
+    "value_range": "0..255",
 }
 
 
@@ -313,6 +317,70 @@ def test_save_and_load_round_trip(tmp_path):
     assert again.patch_size == 8 and again.max_pixels == 50_000 and again.merge_size == 3
     with pytest.raises(ValueError, match="patch_size=0"):
         ArlowImageProcessor.from_pretrained(tmp_path, patch_size=0)
+
+
+def test_misspelt_options_at_load(tmp_path):
+    """A keyword that is no option is a TypeError naming it; those that say where files are, are not."""
+    ArlowImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match=r"from_pretrained: unknown option 'do_pan_an_scan'; did you mean 'do_pan_and"):
+        ArlowImageProcessor.from_pretrained(tmp_path, do_pan_an_scan=True)
+    hub = {"cache_dir": None, "token": None, "revision": "main", "local_files_only": True, "trust_remote_code": True}
+    hub |= {"use_fast": False, "subfolder": "", "force_download": False, "proxies": None, "_from_pipeline": "x"}
+    assert ArlowImageProcessor.from_pretrained(tmp_path, patch_size=8, **hub).patch_size == 8
+    loaded, unused = ArlowImageProcessor.from_pretrained(tmp_path, merge_size=1, foo=3, return_unused_kwargs=True)
+    assert loaded.merge_size == 1 and unused["foo"] == 3
+    auto = AutoImageProcessor.from_pretrained(tmp_path, use_fast=False, trust_remote_code=False, patch_size=8)
+    assert type(auto) is ArlowImageProcessor and auto.patch_size == 8
+    assert AutoImageProcessor.from_pretrained(tmp_path, num_frames=3).patch_size == 14  # of a video processor
+
+
+def test_unknown_keys_of_a_file_are_reported(tmp_path, caplog, monkeypatch):
+    """The file of a newer version loads: what this one does not know is named in a warning and not kept."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("arlow"), "propagate", True)
+    saved = ArlowImageProcessor(patch_size=8).to_dict() | {"sharpen": 3, "policy": {"allow_urls": True}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved, default=list))
+    for load in (ArlowImageProcessor, AutoImageProcessor):
+        caplog.clear()
+        loaded = load.from_pretrained(tmp_path)
+        assert "unknown keys in the saved file are ignored: ['policy', 'sharpen']" in caplog.text
+        assert loaded.patch_size == 8 and not hasattr(loaded, "sharpen") and loaded.policy == MediaPolicy()
+    with pytest.raises(TypeError, match="sharpen"):
+        ArlowImageProcessor(sharpen=3)
+
+
+def test_numbers_of_other_libraries(processor, tmp_path):
+    """NumPy's numbers and fractions are options like any other, in a call, at construction and in a file."""
+    picture = samples.picture(60, 90)
+    foreign = {
+        "patch_size": np.int64(8),
+        "size": {"shortest_edge": np.int32(1024), "longest_edge": np.uint32(9000)},
+        "rescale_factor": Fraction(1, 128),
+        "image_mean": np.array([0.25, 0.5, 0.75], np.float32),
+        "image_std": (np.float64(0.5), Fraction(1, 4), 1),
+        "resample": np.int64(2),
+        "max_tokens_per_image": np.int16(20),
+    }
+    own = {
+        "patch_size": 8,
+        "size": {"shortest_edge": 1024, "longest_edge": 9000},
+        "rescale_factor": 1 / 128,
+        "image_mean": [0.25, 0.5, 0.75],
+        "image_std": (0.5, 0.25, 1),
+        "resample": 2,
+        "max_tokens_per_image": 20,
+    }
+    expected = processor(picture, **own)["pixel_values"]
+    built = ArlowImageProcessor(**foreign)
+    built.save_pretrained(tmp_path)
+    for output in (
+        processor(picture, **foreign),
+        built(picture),
+        ArlowImageProcessor.from_pretrained(tmp_path)(picture),
+    ):
+        np.testing.assert_array_equal(output["pixel_values"], expected)
+    through = tiny_processor()(images=[picture], text=["<image>"], **foreign)
+    np.testing.assert_array_equal(through["pixel_values"], expected)
 
 
 def test_fetching_goes_through_the_border(processor, tmp_path):

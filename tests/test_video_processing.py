@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import math
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,11 +17,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_processing import tiny_processor
+from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata
 from video_samples import moving_frames, number_of, numbered_frames, write_video
 
+import arlow  # noqa: F401  (registers)
 from arlow.media_fetch import MediaPolicy
+from arlow.processing_arlow import ArlowProcessor
 from arlow.video_processing_arlow import ArlowVideoMetadata, ArlowVideoProcessor, ArlowVideoProcessorKwargs
+from arlow.video_reader import Frames, open_video
 
 
 def plain_frames(path: Path) -> list[np.ndarray]:
@@ -119,11 +127,12 @@ def test_number_of_frames_puts_the_default_rate_aside(tmp_path: Path) -> None:
     def picked(processor: ArlowVideoProcessor, **options: object) -> list[int]:
         return processor(path, return_metadata=True, **options)["video_metadata"][0].frames_indices
 
-    assert picked(ArlowVideoProcessor()) == [0, 6, 12, 17, 23, 29]
+    assert picked(ArlowVideoProcessor()) == [0, 5, 10, 15, 20, 25]
     assert picked(ArlowVideoProcessor(), num_frames=3) == [0, 14, 29]
     assert picked(ArlowVideoProcessor(num_frames=3)) == [0, 14, 29]
-    assert picked(ArlowVideoProcessor(num_frames=3), fps=2) == [0, 6, 12, 17, 23, 29]
-    assert picked(ArlowVideoProcessor(), fps=1, min_frames=1, sample_strategy="fps_based") == [0, 10, 20]
+    assert picked(ArlowVideoProcessor(num_frames=3), fps=2) == [0, 5, 10, 15, 20, 25]
+    for strategy in ("uniform", "fps_based"):
+        assert picked(ArlowVideoProcessor(), fps=1, min_frames=1, sample_strategy=strategy) == [0, 10, 20]
     assert picked(ArlowVideoProcessor(fps=None)) == list(range(30))
     assert picked(ArlowVideoProcessor(), do_sample_frames=False) == list(range(30))
     with pytest.raises(ValueError, match="num_frames=3"):
@@ -134,11 +143,12 @@ def test_variable_rate_keeps_true_times(tmp_path: Path) -> None:
     """Frames crowded at the start: sampling by time takes the right ones, and groups carry their real seconds."""
     times = [0.0, 0.1, 0.2, 0.3, 1.0, 2.0, 3.0, 3.1]
     path = write_video(tmp_path / "clip.mp4", numbered_frames(8), times=times)
-    output = ArlowVideoProcessor()(path, fps=1, sample_strategy="fps_based", return_metadata=True)
-    (metadata,) = output["video_metadata"]
-    assert metadata.frames_indices == [0, 4, 5, 6]
-    assert metadata.timestamps == pytest.approx([0, 1, 2, 3])
-    assert metadata.group_timestamps == pytest.approx([0.5, 2.5])
+    for strategy in ("uniform", "fps_based"):
+        output = ArlowVideoProcessor()(path, fps=1, sample_strategy=strategy, return_metadata=True)
+        (metadata,) = output["video_metadata"]
+        assert metadata.frames_indices == [0, 4, 5, 6]
+        assert metadata.timestamps == pytest.approx([0, 1, 2, 3])
+        assert metadata.group_timestamps == pytest.approx([0.5, 2.5])
 
 
 def test_motion_adaptive_is_deterministic_and_finds_the_action(tmp_path: Path) -> None:
@@ -169,12 +179,15 @@ def test_sources_without_a_rate() -> None:
         _ = whole.timestamps
     with pytest.raises(ValueError, match="fps"):
         _ = whole.sampled_fps
-    assert metadata(max_frames=3).frames_indices == [0, 6, 11]
-    assert metadata(num_frames=3).frames_indices == [0, 6, 11]
+    assert metadata(max_frames=3).frames_indices == [0, 5, 11]  # 5.5: the earlier
+    assert metadata(num_frames=3).frames_indices == [0, 5, 11]
     with pytest.raises(ValueError, match="video_metadata"):
         metadata(fps=1)
-    assert metadata(fps=1, video_metadata={"fps": 4}).frames_indices == [0, 6, 11]
-    assert metadata(video_metadata=VideoMetadata(total_num_frames=12, fps=4)).frames_indices == [0, 2, 4, 7, 9, 11]
+    assert metadata(fps=1, video_metadata={"fps": 4}).frames_indices == [0, 4, 8]
+    every_half = VideoMetadata(total_num_frames=12, fps=4)
+    assert metadata(video_metadata=every_half).frames_indices == [0, 2, 4, 6, 8, 10]
+    for rate in (np.float32(4), np.int64(4), Fraction(4)):
+        assert metadata(fps=rate / 2, video_metadata={"fps": rate}).frames_indices == [0, 2, 4, 6, 8, 10]
     taken = metadata(do_sample_frames=False, fps=4)
     assert taken.frames_indices == list(range(12)) and taken.timestamps == pytest.approx(np.arange(12) / 4)
     sampled = metadata(
@@ -299,12 +312,112 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert everything.fps is None and everything.num_frames is None
 
 
+def test_an_override_puts_the_saved_count_or_rate_aside(tmp_path: Path) -> None:
+    """`num_frames` at load replaces a saved `fps`, and the reverse, through every class that loads; not both."""
+    auto = importlib.import_module("transformers.models.auto.video_processing_auto").AutoVideoProcessor
+    by_rate, by_count = tmp_path / "rate", tmp_path / "count"
+    tiny_processor().save_pretrained(by_rate)
+    tiny_processor().save_pretrained(by_count)
+    ArlowVideoProcessor(fps=2).save_pretrained(by_rate)
+    ArlowVideoProcessor(num_frames=6).save_pretrained(by_count)
+    for folder in (by_rate, by_count):  # the nested file would win
+        path = folder / "processor_config.json"
+        content = json.loads(path.read_text())
+        content["video_processor"] = json.loads((folder / "video_preprocessor_config.json").read_text())
+        path.write_text(json.dumps(content))
+    for load in (ArlowVideoProcessor, auto, AutoProcessor, ArlowProcessor):
+        for folder in (by_rate, by_count):
+            for override, expected in (({"num_frames": 3}, (None, 3)), ({"fps": 5}, (5, None))):
+                loaded = load.from_pretrained(folder, **override)
+                loaded = loaded.video_processor if isinstance(loaded, ArlowProcessor) else loaded
+                assert (loaded.fps, loaded.num_frames) == expected
+        with pytest.raises(ValueError, match="excludes num_frames=3"):
+            load.from_pretrained(by_rate, fps=1, num_frames=3)
+    assert ArlowVideoProcessor.from_pretrained(by_count).num_frames == 6
+
+
+def test_misspelt_options_at_load(tmp_path: Path) -> None:
+    """A keyword that is no option is a TypeError naming it; with `return_unused_kwargs` it comes back."""
+    ArlowVideoProcessor().save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match=r"from_pretrained: unknown option 'fsp'; did you mean 'fps'"):
+        ArlowVideoProcessor.from_pretrained(tmp_path, fsp=1)
+    loaded, unused = ArlowVideoProcessor.from_pretrained(tmp_path, fps=1, fsp=1, return_unused_kwargs=True)
+    assert loaded.fps == 1 and unused["fsp"] == 1
+    assert ArlowVideoProcessor.from_pretrained(tmp_path, cache_dir=None, revision="main", token=None).fps == 2
+    newer = ArlowVideoProcessor(num_frames=3).to_dict() | {"sharpen": 1}
+    assert ArlowVideoProcessor.from_dict(newer).num_frames == 3
+
+
+def test_numbers_of_other_libraries(tmp_path: Path) -> None:
+    """NumPy's numbers and fractions are options like any other, and can be saved."""
+    clip = numbered_frames(12)
+    processor = ArlowVideoProcessor(num_frames=np.int64(4), min_frames=np.int32(2), max_tokens_per_video=np.uint8(99))
+    processor.save_pretrained(tmp_path)
+    assert ArlowVideoProcessor.from_pretrained(tmp_path).num_frames == 4
+    assert processor(clip)["video_grid_thw"][0, 0] == 2
+    assert processor(clip, num_frames=np.int16(6))["video_grid_thw"][0, 0] == 3
+    metadata = VideoMetadata(total_num_frames=12, fps=Fraction(6))
+    assert processor.sample_frames(metadata, fps=Fraction(3)).tolist() == [0, 2, 4, 6, 8, 10]
+    through = tiny_processor()(videos=[clip], text=["<video>"], num_frames=np.int64(6))
+    assert through["video_grid_thw"][0, 0] == 3
+
+
+def test_an_animation_that_pillow_opened_is_a_video() -> None:
+    """Every frame of it, with its times, as from its file; in a list, and not among single frames."""
+    frames = [Image.fromarray(frame) for frame in moving_frames(10, 56, 84)]
+    for format in ("GIF", "WEBP", "PNG"):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, format, save_all=True, append_images=frames[1:], duration=[100, 300] * 5)
+        image = Image.open(buffer)
+        image.seek(4)
+        for videos in (image, [image], [[image]]):
+            output = ArlowVideoProcessor(do_sample_frames=False)(videos, return_metadata=True)
+            (metadata,) = output["video_metadata"]
+            assert metadata.timestamps == pytest.approx([0.4 * (k // 2) + 0.1 * (k % 2) for k in range(10)])
+            assert output["video_grid_thw"].tolist() == [[5, 4, 6]]
+        assert image.tell() == 4
+        values = output["pixel_values_videos"]
+        near = ArlowVideoProcessor(do_sample_frames=False)([each.convert("RGB") for each in frames])
+        assert np.abs(values - near["pixel_values_videos"]).mean() < 0.05  # palettes and WebP change colours
+        assert ArlowVideoProcessor()([image, image])["video_grid_thw"].shape == (2, 3)
+        with pytest.raises(ValueError, match="list of its own"):
+            ArlowVideoProcessor()([image, frames[0]])
+        with pytest.raises(ValueError, match=r"video\[1\]: an animation among the frames"):
+            open_video(Frames((frames[0], image)))
+        with pytest.raises(ValueError, match="10 frames are more than the policy keeps"):
+            open_video(image, policy=MediaPolicy(max_frames=9))
+        cut = (
+            Image.open(io.BytesIO(buffer.getvalue()[: len(buffer.getvalue()) * 7 // 10])) if format != "WEBP" else None
+        )
+        if cut is not None:
+            with pytest.raises(OSError, match=r"video\S*=.* image of 56x84 pixels"):
+                list(open_video(cut).frames([0]))
+
+
+def test_three_axes_are_ambiguous() -> None:
+    """Grey frames and one picture with channels first look alike: an error; said so, both are read."""
+    processor = ArlowVideoProcessor(do_sample_frames=False)
+    grey = moving_frames(4, 56, 84)[..., 0]
+    for videos in (grey, [grey], [[torch.from_numpy(grey)]], grey[:3], np.repeat(grey, 4, axis=0)):
+        with pytest.raises(ValueError, match=r"\(T, H, W, C\).*input_data_format"):
+            processor(videos)
+    assert processor(grey[..., None])["video_grid_thw"].tolist() == [[2, 4, 6]]
+    still = processor(grey[:3], input_data_format="channels_first")
+    assert still["video_grid_thw"].tolist() == [[1, 4, 6]]
+    picture = processor(np.moveaxis(grey[:3], 0, -1))  # one picture, beyond doubt
+    assert np.array_equal(picture["pixel_values_videos"], still["pixel_values_videos"])
+
+
+def test_rows_of_none_hold_no_video() -> None:
+    """Beside rows of videos, None is a row without one; beside videos it is an error."""
+    clip = moving_frames(4, 56, 84)
+    assert ArlowVideoProcessor()([[clip], None, [clip]])["video_grid_thw"].shape == (2, 3)
+    with pytest.raises(TypeError, match=r"videos\[1\]=None"):
+        ArlowVideoProcessor()([clip, None])
+
+
 def test_auto_class_loads_it(tmp_path: Path) -> None:
     """`AutoVideoProcessor` finds the class by the name in the saved file."""
-    import importlib
-
-    import arlow  # noqa: F401  (registers)
-
     auto = importlib.import_module("transformers.models.auto.video_processing_auto").AutoVideoProcessor
     ArlowVideoProcessor(num_frames=5).save_pretrained(tmp_path)
     loaded = auto.from_pretrained(tmp_path)
@@ -376,6 +489,7 @@ def test_sizes_of_nothing_are_refused() -> None:
         ({"do_resize": 1}, ValueError, "do_resize=1"),
         ({"value_range": "0..2"}, ValueError, "value_range"),
         ({"input_data_format": "NHWC"}, ValueError, "input_data_format"),
+        ({"do_rescale": False, "value_range": "0..1"}, ValueError, "do_rescale=False"),
     ],
 )
 def test_impossible_options(options: dict, error: type[Exception], named: str) -> None:

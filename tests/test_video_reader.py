@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from video_samples import (
     damage,
+    gif,
     moving_frames,
     number_of,
     numbered_frames,
@@ -242,8 +243,13 @@ def test_dark_floats_take_their_range_from_the_clip() -> None:
     clip = np.full((2, 8, 8, 3), 0.5, dtype=np.float32)
     clip[1] = 200.0
     assert next(open_video(clip).frames([0])).max() == 0
-    with pytest.raises(ValueError, match="value_range"):
-        open_video(clip[:1])
+    for most in (0.5, 1.0001, 1.4, 15.9):  # also a range of 0..1 that overshoots
+        with pytest.raises(ValueError, match="value_range"):
+            open_video(clip[:1] * 2 * most)
+    clip[1] = 300.0
+    with pytest.raises(ValueError, match=r"video\[1\].*to clip them"):
+        list(open_video(clip).frames([0, 1]))
+    assert next(open_video(clip, value_range="0..255").frames([1])).min() == 255
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "fast.mp4", "fragmented.mp4", "h264.mkv", "vp9.webm", "mpeg4.avi"])
@@ -257,18 +263,10 @@ def test_truncated_files(name: str, keep: float, tmp_path: Path) -> None:
         list(video.frames(range(video.facts.total_frames)))
 
 
-def gif(count: int = 10, **options: object) -> bytes:
-    """An animated GIF of moving frames, ten a second."""
-    frames = [Image.fromarray(frame) for frame in moving_frames(count, 96, 128)]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=100, **options)
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("options", [{}, {"comment": b"some words"}, {"interlace": 0, "loop": 3}, {"disposal": 2}])
 def test_a_gif_that_ends_early(options: dict) -> None:
     """A whole GIF is read, with bytes behind it too; cut anywhere, it is an error and no made-up frame."""
-    data = gif(**options)
+    data = gif(moving_frames(10, 96, 128), **options)
     assert open_video(data).facts.total_frames == open_video(data + b"behind").facts.total_frames == 10
     for keep in {*range(14, len(data), 97), len(data) - 2, len(data) - 1}:
         with pytest.raises(OSError, match=r"the last block of the GIF is missing or unfinished"):

@@ -20,7 +20,7 @@ from transformers.image_processing_base import BatchFeature
 
 from .media import Picture, flatten_images, is_array, load_picture, open_image
 from .patches import pack_image, pan_and_scan_boxes
-from .pixel_options import SIZE_KEYS, PixelKwargs, PixelOptions, PixelProcessor, check_tensor_type
+from .pixel_options import SIZE_KEYS, Integer, Number, PixelKwargs, PixelOptions, PixelProcessor, check_tensor_type
 
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels of the upright picture
@@ -31,10 +31,10 @@ class ArlowImageProcessorKwargs(PixelKwargs, total=False):
     """Options of `ArlowImageProcessor`, for construction and calls. `None` means the processor's own value."""
 
     do_pan_and_scan: bool | None  # crops of elongated pictures follow them as images of their own
-    pan_and_scan_min_crop_size: int | None  # pixels
-    pan_and_scan_max_num_crops: int | None
-    pan_and_scan_min_ratio_to_activate: float | int | None  # longer side over shorter side
-    max_tokens_per_image: int | None  # tokens after merging, of a picture and of each of its crops
+    pan_and_scan_min_crop_size: Integer  # pixels
+    pan_and_scan_max_num_crops: Integer
+    pan_and_scan_min_ratio_to_activate: Number  # longer side over shorter side
+    max_tokens_per_image: Integer  # tokens after merging, of a picture and of each of its crops
     disable_grouping: bool | None  # accepted and unused
 
 

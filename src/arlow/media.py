@@ -39,6 +39,7 @@ ValueRange = Literal["0..1", "0..255", "0..65535"]
 
 INPUT_FORMATS = (None, "channels_first", "channels_last")
 VALUE_RANGES = (None, "0..1", "0..255", "0..65535")
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # Pillow's formats whose frames follow one another in time
 CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGBA
 WHITE = (255, 255, 255)
 EXPECTED = "a path, URL, data URI, bytes, Pillow image, NumPy array or torch tensor"
@@ -226,6 +227,45 @@ def flatten_pictures(
     ]
 
 
+def is_animation(source: Any) -> bool:
+    """Whether `source` is a Pillow image that plays; the pages of a TIFF and the views of an MPO do not."""
+    if not isinstance(source, Image.Image) or source.format not in ANIMATED:
+        return False
+    try:
+        with _lock_of(source):
+            return bool(getattr(source, "is_animated", False))
+    except Exception:  # damaged behind the first frame: `open_animation` says so
+        return True
+
+
+def open_animation(
+    image: Any, *, policy: MediaPolicy = DEFAULT_POLICY, name: str = "video"
+) -> tuple[list[Image.Image], list[float]]:
+    """The frames of a Pillow image that plays, and how long each is shown in seconds (0: not said).
+
+    Raises `ValueError` when they are more, or take more bytes at once, than the policy allows, `OSError` when they
+    cannot be read.
+    """
+    check_size(image.height, image.width, policy=policy, name=name)
+    frames: list[Image.Image] = []
+    seconds: list[float] = []
+    most = min(policy.max_frames, policy.max_bytes // (image.height * image.width * 3))
+    try:
+        with _lock_of(image), _strict_pillow():
+            at, count = image.tell(), image.n_frames
+            for index in range(count if count <= most else 0):
+                image.seek(index)
+                frames.append(image.copy())
+                seconds.append(image.info.get("duration", 0) / 1000)
+            image.seek(at)
+    except Exception as error:  # a decoder of damaged data may raise anything
+        raise OSError(_undecodable(name, describe(image), error)) from error
+    if count > most:
+        limits = f"max_frames={policy.max_frames}, max_bytes={policy.max_bytes}"
+        raise ValueError(f"{name}: {count} frames are more than the policy keeps ({limits}); pass the file itself")
+    return frames, seconds
+
+
 def describe(source: object) -> str:
     """`source` in a few words, for messages: never credentials, pixels or payloads."""
     if isinstance(source, Image.Image):
@@ -365,10 +405,14 @@ _strict_pillow = _StrictPillow()
 _LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))  # a lazily opened image may be shared between threads
 
 
+def _lock_of(image: Image.Image) -> threading.Lock:
+    return _LOAD_LOCKS[(id(image) >> 6) % len(_LOAD_LOCKS)]
+
+
 def _load_pillow(image: Image.Image, *, policy: MediaPolicy, name: str) -> Image.Image:
     check_size(image.height, image.width, policy=policy, name=name)
     try:
-        with _LOAD_LOCKS[(id(image) >> 6) % len(_LOAD_LOCKS)], _strict_pillow():
+        with _lock_of(image), _strict_pillow():
             image.load()
     except Exception as error:  # a decoder of damaged data may raise anything
         raise OSError(_undecodable(name, describe(image), error)) from error

@@ -9,13 +9,15 @@ keeps them. `image_processing_arlow` and `video_processing_arlow` extend all thr
 import difflib
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import logging
 
 from .errors import message, shorten
 from .media import INPUT_FORMATS, VALUE_RANGES
@@ -23,9 +25,20 @@ from .media_fetch import DEFAULT_POLICY, MediaPolicy
 from .patches import normalise_rows, target_size
 
 
+logger = logging.get_logger(__name__)
+
 BOUNDS = ("min_pixels", "max_pixels")  # stored as `size`
 CALL_ONLY = ("return_tensors", "device", "data_format", "disable_grouping", "video_metadata")  # of one call
-LOADING_ONLY = ("image_processor_type", "feature_extractor_type", "processor_class")  # found in saved files
+# Found in saved files, beside the options.
+FILE_ONLY = ("image_processor_type", "video_processor_type", "feature_extractor_type", "processor_class", "auto_map")
+# Keywords of `from_pretrained` that say where files are and how to get them.
+HUB_KEYWORDS = frozenset((
+    "cache_dir", "force_download", "local_files_only", "token", "use_auth_token", "revision", "code_revision",
+    "subfolder", "proxies", "resume_download", "mirror", "user_agent", "trust_remote_code", "use_fast", "backend",
+    "config", "image_processor_filename", "return_unused_kwargs", "_commit_hash", "_from_auto", "_from_pipeline",
+))  # fmt: skip
+Integer = Any  # an int or None, NumPy's too; `PixelOptions` checks them, with better words than Transformers' types
+Number = Any  # likewise a number, also a fraction
 INTEGER_OR_NONE = int | None
 SIZE_KEYS: dict[str, str] = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 
@@ -33,19 +46,19 @@ SIZE_KEYS: dict[str, str] = {"shortest_edge": "min_pixels", "longest_edge": "max
 class PixelKwargs(TypedDict, total=False):
     """Options of pictures and of videos, for construction and calls. `None` means the processor's own value."""
 
-    patch_size: int | None  # pixels, side of a patch
-    temporal_patch_size: int | None  # frames per row of a video; still pictures have one
-    merge_size: int | None  # patches, side of the block that becomes one token
+    patch_size: Integer  # pixels, side of a patch
+    temporal_patch_size: Integer  # frames per row of a video; still pictures have one
+    merge_size: Integer  # patches, side of the block that becomes one token
     size: Any  # {"shortest_edge": min_pixels, "longest_edge": max_pixels}: bounds of the area of each resized picture
-    min_pixels: int | None  # the same bounds by themselves
-    max_pixels: int | None
+    min_pixels: Integer  # the same bounds by themselves
+    max_pixels: Integer
     do_resize: bool | None  # False: sides must be multiples of patch_size * merge_size already
     resample: Any  # PIL.Image.Resampling or its number
-    do_rescale: bool | None
-    rescale_factor: float | int | None
+    do_rescale: bool | None  # False: rows hold what the border makes of any picture, samples in 0..255
+    rescale_factor: Number
     do_normalize: bool | None
-    image_mean: float | int | list[float] | tuple[float, ...] | None  # one number or one per channel, after rescaling
-    image_std: float | int | list[float] | tuple[float, ...] | None
+    image_mean: Any  # one number or one per channel, after rescaling
+    image_std: Any
     do_convert_rgb: bool | None  # False: pictures that are not RGB are refused
     input_data_format: Any  # "channels_first" | "channels_last", for arrays where both could be
     value_range: str | None  # "0..1" | "0..255" | "0..65535", what the samples of an array span
@@ -92,6 +105,9 @@ class PixelOptions:
             if getattr(self, name) not in allowed:
                 raise ValueError(message(name, getattr(self, name), f"expected one of {allowed}"))
         self._check_area()
+        if not self.do_rescale and self.value_range == "0..1":
+            problem = 'the samples of value_range="0..1" become 0..255, and would stay that'
+            raise ValueError(message("do_rescale", False, problem, "leave do_rescale=True, which gives 0..1 again"))
 
     def _check_number(self, field: str, value: Any, *, above: float) -> None:
         """One number; of `image_mean` and `image_std` also three, one per channel."""
@@ -161,6 +177,17 @@ def is_number(value: Any, *, above: float) -> bool:
         return False
 
 
+def plain(value: Any) -> Any:
+    """NumPy's numbers and fractions as Python's own, also in lists and tuples: what a saved file can hold."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(plain, value))
+    if isinstance(value, Fraction) and is_number(value, above=-math.inf):
+        return float(value)
+    return value
+
+
 def check_tensor_type(return_tensors: Any) -> None:
     """Raise `ValueError` unless tensors can be returned so."""
     if return_tensors not in (None, "pt", "np"):  # TensorType members are strings too
@@ -194,8 +221,8 @@ class PixelProcessor(BaseImageProcessor):
     size_keys = SIZE_KEYS
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs = {key: value for key, value in kwargs.items() if key not in LOADING_ONLY}
-        auto_map = kwargs.pop("auto_map", None)
+        auto_map = kwargs.get("auto_map")
+        kwargs = {key: plain(value) for key, value in kwargs.items() if key not in FILE_ONLY}
         self._refuse_unknown(kwargs, where=type(self).__name__)
         kwargs = {key: value for key, value in kwargs.items() if value is not None}  # Transformers would store None
         options = self._options(kwargs)  # before anything is stored: an impossible value leaves no half-made object
@@ -204,6 +231,33 @@ class PixelProcessor(BaseImageProcessor):
         super().__init__(size={"shortest_edge": options.min_pixels, "longest_edge": options.max_pixels}, **kwargs)
         if auto_map is not None:
             self.auto_map = auto_map
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved processor; options among `kwargs` replace saved ones.
+
+        Auto classes and `ArlowProcessor` hand one set of keywords to several parts, so theirs are not checked here.
+        With `return_unused_kwargs=True` unknown ones come back, as in Transformers.
+
+        Raises:
+            TypeError: a keyword that is neither an option nor says where the files are.
+            ValueError: an impossible value, in the file or given.
+            OSError: files are missing or cannot be read.
+        """
+        if not kwargs.get("_from_auto") and not kwargs.get("return_unused_kwargs"):
+            options = [key for key in kwargs if key not in HUB_KEYWORDS]
+            cls._refuse_unknown(options, where=f"{cls.__name__}.from_pretrained")
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """From what `to_dict` gives; options among `kwargs` replace those saved. Keys that this version does not know
+        are reported and ignored, so that the file of a newer one still loads."""
+        saved = image_processor_dict
+        known = {*cls.valid_kwargs.__annotations__, *FILE_ONLY}
+        if unknown := sorted(saved.keys() - known):
+            logger.warning(f"{cls.__name__}: unknown keys in the saved file are ignored: {shorten(unknown)}")
+        return super().from_dict({key: value for key, value in saved.items() if key in known}, **kwargs)
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         """The attributes to store: the bounds of the area live in `size` alone; nothing is padded or cropped."""
@@ -228,9 +282,10 @@ class PixelProcessor(BaseImageProcessor):
         saved.pop("policy", None)
         return saved
 
-    def _refuse_unknown(self, kwargs: Mapping[str, Any], *, where: str) -> None:
-        known = self.valid_kwargs.__annotations__
-        for key in kwargs:
+    @classmethod
+    def _refuse_unknown(cls, keywords: Iterable[str], *, where: str) -> None:
+        known = cls.valid_kwargs.__annotations__
+        for key in keywords:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -247,11 +302,11 @@ class PixelProcessor(BaseImageProcessor):
         values = {}
         for field in fields(self.options_type):
             if (name := field.name) in known and name not in BOUNDS:
-                values[name] = given[name] if name in given else getattr(self, name)
+                values[name] = plain(given[name]) if name in given else getattr(self, name)
         for key in ("image_mean", "image_std"):
             values[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
         bounds = self._bounds(self.size) | self._bounds(given.get("size"))
-        return values | bounds | {key: given[key] for key in BOUNDS if key in given}
+        return values | bounds | {key: plain(given[key]) for key in BOUNDS if key in given}
 
     def _bounds(self, size: Any) -> dict[str, Any]:
         """`size` as `min_pixels` and `max_pixels`; a bound may be left out, another key is an error."""
@@ -261,7 +316,7 @@ class PixelProcessor(BaseImageProcessor):
             given: dict[str, Any] = dict(size)  # a dict or Transformers' SizeDict
         except (TypeError, ValueError):
             given = {}
-        bounds = {self.size_keys.get(key, key): value for key, value in given.items()}
+        bounds = {self.size_keys.get(key, key): plain(value) for key, value in given.items()}
         if not given or not given.keys() <= self.size_keys.keys() or len(bounds) < len(given):
             expected = 'expected {"shortest_edge": min_pixels, "longest_edge": max_pixels}'
             raise ValueError(message("size", given or size, expected))

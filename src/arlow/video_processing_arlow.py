@@ -27,7 +27,15 @@ from transformers.video_utils import VideoMetadata
 from .errors import message, shorten
 from .frame_sampling import STRATEGIES, VideoFacts, group_timestamps, sample_indices
 from .patches import pack_video
-from .pixel_options import PixelKwargs, PixelOptions, PixelProcessor, check_integer, check_tensor_type, is_number
+from .pixel_options import (
+    Integer,
+    Number,
+    PixelKwargs,
+    PixelOptions,
+    PixelProcessor,
+    check_integer,
+    check_tensor_type,
+)
 from .video_reader import VideoSource, flatten_videos, open_video
 
 
@@ -35,12 +43,12 @@ class ArlowVideoProcessorKwargs(PixelKwargs, total=False):
     """Options of `ArlowVideoProcessor`, for construction and calls. `None` means the processor's own value."""
 
     do_sample_frames: bool | None  # False: every frame is taken
-    fps: float | int | None  # frames per second to take; excludes num_frames
-    num_frames: int | None  # frames to take; excludes fps
-    min_frames: int | None  # the least that fps may come to, if the clip has as many
-    max_frames: int | None  # the most that are taken
+    fps: Number  # frames per second to take; excludes num_frames
+    num_frames: Integer  # frames to take; excludes fps
+    min_frames: Integer  # the least that fps may come to, if the clip has as many
+    max_frames: Integer  # the most that are taken
     sample_strategy: str | None  # "uniform" | "fps_based" | "motion_adaptive", see `frame_sampling.sample_indices`
-    max_tokens_per_video: int | None  # tokens after merging, of a whole clip
+    max_tokens_per_video: Integer  # tokens after merging, of a whole clip
     return_metadata: bool | None
     video_metadata: Any  # of sources without a frame rate: a dict or VideoMetadata for each video
 
@@ -97,14 +105,6 @@ class VideoOptions(PixelOptions):
             self._check_number("fps", self.fps, above=0)
         if self.min_frames > self.max_frames:
             raise ValueError(message("min_frames", self.min_frames, f"is more than max_frames={self.max_frames}"))
-
-    def _check_number(self, field: str, value: Any, *, above: float) -> None:
-        """The rule for pictures in the words of this room: one number, or three where there is one per channel."""
-        many = field.startswith("image_")
-        values = value if many and isinstance(value, tuple) else (value,)
-        if len(values) not in (1, 3) or not all(is_number(each, above=above) for each in values):
-            expected = "one finite number" + (", or three" if many else "")
-            raise ValueError(message(field, value, f"expected {expected}" + (f" above {above}" if above == 0 else "")))
 
     def plan(self, num_frames: int, height: int, width: int, *, name: str = "video") -> ClipPlan:
         """What becomes of a clip of `num_frames` sampled frames of `height` x `width` pixels.
@@ -197,18 +197,20 @@ class ArlowVideoProcessor(PixelProcessor, VideoProcessorMixin, PilBackend):
     model_input_names = ["pixel_values_videos", "video_grid_thw"]
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs.pop("video_processor_type", None)  # found in saved files
         super().__init__(**kwargs)
         if kwargs.get("fps") is None and ("fps" in kwargs or self.num_frames is not None):
             self.fps = None  # said so, which is no default here, or put aside by num_frames
 
     @classmethod
-    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the base class; where only an image processor was saved, what both share is taken from it, the budget of
-        a picture excepted."""
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
+        """As the base class. Given `fps` replaces a saved `num_frames`, and the reverse; where only an image processor
+        was saved, what both share is taken from it, the budget of a picture excepted."""
         if "video_processor_type" not in video_processor_dict and "image_processor_type" in video_processor_dict:
             shared = set(ArlowVideoProcessorKwargs.__annotations__) - {"size", "min_pixels", "max_pixels"}
             video_processor_dict = {key: value for key, value in video_processor_dict.items() if key in shared}
+        for given, other in (("fps", "num_frames"), ("num_frames", "fps")):
+            if kwargs.get(given) is not None:
+                video_processor_dict = {key: value for key, value in video_processor_dict.items() if key != other}
         return super().from_dict(video_processor_dict, **kwargs)
 
     def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
@@ -255,7 +257,7 @@ class ArlowVideoProcessor(PixelProcessor, VideoProcessorMixin, PilBackend):
         """The (S,) indices of the frames to take of a clip of which only Transformers' metadata are known; `kwargs`
         are options as in a call."""
         self._refuse_unknown(kwargs, where="sample_frames")
-        total, rate = metadata.total_num_frames, metadata.fps
+        total, rate = metadata.total_num_frames, None if metadata.fps is None else float(metadata.fps)
         times = None if rate is None else np.arange(total) / rate
         facts = VideoFacts(total, 0, 0, fps=rate, duration=None if rate is None else total / rate, timestamps=times)
         return self._options(kwargs).choose(facts)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,18 @@ from PIL import Image
 from .container_ends import what_is_missing
 from .errors import MAX_MESSAGE_CHARS, message, shorten
 from .frame_sampling import VideoFacts, frame_change
-from .media import CHANNELS, InputFormat, ValueRange, check_size, is_array, load_picture
+from .media import (
+    CHANNELS,
+    DIM,
+    InputFormat,
+    ValueRange,
+    check_size,
+    fill_rows,
+    is_animation,
+    is_array,
+    load_picture,
+    open_animation,
+)
 from .media_fetch import (
     DEFAULT_POLICY,
     MediaPolicy,
@@ -125,10 +137,11 @@ def open_video(
 
     Args:
         source: path, `file://` or http(s) URL, data URI, bytes of a container; NumPy array or torch tensor
-            (N, H, W, C) or (N, C, H, W); list of stills (Pillow images, arrays, paths, URLs, bytes); the JPEGs of
-            `data:video/jpeg;base64,<first>,<second>,...`.
+            (N, H, W, C) or (N, C, H, W); animated Pillow image; list of stills (Pillow images, arrays, paths, URLs,
+            bytes); the JPEGs of `data:video/jpeg;base64,<first>,<second>,...`.
         policy: the limits on bytes, pixels, frames, seconds and container formats.
-        fps: frames per second of a source without a rate of its own (arrays, lists). A container's own times win.
+        fps: frames per second of a source without a rate of its own (arrays, lists). The times of a container or of
+            an animation win.
         metadata: dict or Transformers' `VideoMetadata` of such a source; `fps` and, for a clip already sampled,
             `frames_indices` are read.
         input_data_format: which axis of an array is the channel, where its shape leaves that open.
@@ -147,6 +160,11 @@ def open_video(
         if not _is_jpeg_list(source):
             return _ContainerSource(_container_bytes(source, policy=policy, name=name), policy=policy, name=name)
         source = _jpeg_list(str(source), policy=policy, name=name)
+    if isinstance(source, (list, tuple)) and len(source) == 1:
+        source = source[0] if is_animation(source[0]) or _axes(source[0]) == 3 else source
+    seconds: list[float] = []
+    if is_animation(source):
+        source, seconds = open_animation(source, policy=policy, name=name)
     elif isinstance(source, Image.Image):
         source = Frames((source,))
     elif is_array(source):
@@ -158,11 +176,8 @@ def open_video(
         policy=policy,
         fps=fps,
         metadata=metadata,
-        reading={
-            "input_data_format": input_data_format,
-            "value_range": value_range or _common_range(source, name=name),
-            "convert_rgb": convert_rgb,
-        },
+        seconds=seconds,
+        reading={"input_data_format": input_data_format, "value_range": value_range, "convert_rgb": convert_rgb},
         name=name,
     )
 
@@ -171,10 +186,10 @@ def flatten_videos(videos: Any) -> list:
     """One video, a batch or a nested batch (as chat templates make it) as a flat list of sources for `open_video`.
 
     A list of Pillow images or of arrays of up to three axes is one video; so is a list of paths, URLs or bytes that
-    are all named or marked as still pictures, or any list of those three levels deep. An array of five axes is a
-    batch.
+    are all named or marked as still pictures, or any list of those three levels deep. An animated Pillow image is a
+    video, an array of five axes a batch. Beside lists, `None` is a row without a video.
     """
-    return _flatten(videos, depth=0, name="videos")
+    return _flatten(fill_rows(videos), depth=0, name="videos")
 
 
 def check_frame_count(count: int, *, policy: MediaPolicy, name: str) -> None:
@@ -393,12 +408,14 @@ class _FrameSource(VideoSource):
         policy: MediaPolicy,
         fps: float | None,
         metadata: Mapping | None,
+        seconds: Sequence[float],
         reading: dict,
         name: str,
     ) -> None:
         check_frame_count(len(items), policy=policy, name=name)
-        times, rate, duration = _known_times(len(items), fps=fps, metadata=metadata, name=name)
+        times, rate, duration = _known_times(len(items), fps=fps, metadata=metadata, seconds=seconds, name=name)
         self._items, self._reading = items, reading
+        self._bright = reading["value_range"] is None and _is_bright(items, name=name)
         self._policy, self.name = policy, name
         self._check_same_size()
         first = self._load(0)
@@ -406,9 +423,10 @@ class _FrameSource(VideoSource):
         super().__init__(facts, policy=policy, name=name)
 
     def _load(self, index: int) -> np.ndarray:
-        return load_picture(
-            self._items[index], policy=self._policy, name=f"{self.name}[{index}]", **self._reading
-        ).pixels
+        item, reading = self._items[index], self._reading
+        if self._bright and _is_float(item) and item.max() < DIM:
+            reading = {**reading, "value_range": "0..255"}  # as the clip's other frames
+        return load_picture(item, policy=self._policy, name=f"{self.name}[{index}]", **reading).pixels
 
     def _check_same_size(self) -> None:
         """Stills whose size is known without reading them are compared before any is read."""
@@ -417,6 +435,9 @@ class _FrameSource(VideoSource):
             is_image = isinstance(item, Image.Image)
             if not is_image and not is_array(item):
                 continue
+            if is_animation(item):
+                problem = "an animation among the frames of a video; pass each animation as a video of its own"
+                raise ValueError(f"{self.name}[{index}]: {problem}")
             size = sorted(item.size if is_image else item.shape)[-2:]  # sorted: EXIF may turn an image
             at, expected = first.setdefault(is_image, (index, size))
             if size != expected:
@@ -428,21 +449,26 @@ class _FrameSource(VideoSource):
 
 
 def _known_times(
-    count: int, *, fps: float | None, metadata: Mapping | None, name: str
+    count: int, *, fps: float | None, metadata: Mapping | None, seconds: Sequence[float], name: str
 ) -> tuple[np.ndarray | None, float | None, float | None]:
-    """(times of the frames, mean rate, duration), all `None` when nobody knows the rate."""
+    """(times of the frames, mean rate, duration), all `None` when nobody knows the rate. `seconds`: how long each
+    frame is shown, if the source says so."""
     metadata = metadata or {}
+    if seconds and min(seconds) > 0:
+        ends = np.cumsum(seconds)
+        return ends - seconds, count / float(ends[-1]), float(ends[-1])
     source_rate = fps if fps is not None else metadata.get("fps")
     if source_rate is None:
         return None, None, None
-    if isinstance(source_rate, bool) or not isinstance(source_rate, (int, float)) or not 0 < source_rate < math.inf:
+    if isinstance(source_rate, bool) or not isinstance(source_rate, numbers.Real) or not 0 < source_rate < math.inf:  # type: ignore[operator]
         raise ValueError(message("fps", source_rate, f"the frame rate of {name} must be a positive number"))
+    source_rate = float(source_rate)  # NumPy's, or a fraction
     indices, total = metadata.get("frames_indices"), metadata.get("total_num_frames")
     if indices is None:
         if total not in (None, count):
             told = f"{name} has {count} frames, its metadata say {total}"
             raise ValueError(f"{told}; pass frames_indices too when the clip is already sampled")
-        return np.arange(count) / source_rate, float(source_rate), count / source_rate
+        return np.arange(count) / source_rate, source_rate, count / source_rate
     indices = np.asarray(indices)
     if indices.shape != (count,) or (np.diff(indices) < 0).any():
         raise ValueError(
@@ -455,12 +481,14 @@ def _known_times(
 
 def _array_frames(array: Any, *, data_format: InputFormat | None, name: str) -> tuple[Any, InputFormat | None]:
     """(frames along the first axis, which axis of a frame is the channel)."""
-    if array.ndim == 3:  # one picture
-        return array[None], data_format
+    if array.ndim == 3:
+        if data_format is None and (array.shape[0] in CHANNELS or array.shape[2] not in CHANNELS):
+            problem = "one picture with channels first, or grey frames?"
+            remedy = 'pass (T, H, W, C), such as array[..., None], or input_data_format="channels_first"'
+            raise ValueError(message(name, array, problem, remedy))
+        return array[None], data_format  # one picture
     if array.ndim != 4:
-        raise ValueError(
-            message(name, array, "a video has 4 axes, (frames, height, width, channels) or channels second")
-        )
+        raise ValueError(message(name, array, "a video has 4 axes, (T, H, W, C) or (T, C, H, W)"))
     if 0 in array.shape[1:]:
         raise ValueError(message(name, array, "an empty array"))
     last, first = array.shape[3] in CHANNELS, array.shape[1] in CHANNELS
@@ -471,17 +499,21 @@ def _array_frames(array: Any, *, data_format: InputFormat | None, name: str) -> 
     return array, data_format or ("channels_last" if last else "channels_first")
 
 
-def _common_range(items: Sequence | np.ndarray, *, name: str) -> ValueRange | None:
-    """The range that the float arrays of a clip agree on. A dark frame alone could be in 0..1 or in 0..255."""
+def _is_bright(items: Sequence | np.ndarray, *, name: str) -> bool:
+    """Whether a float array of the clip is in 0..255 beyond doubt. A dark one alone could be in 0..1."""
     bright = False
     for index, item in enumerate(items):
-        if _axes(item) is None or "float" not in str(item.dtype) or 0 in item.shape:
+        if not _is_float(item):
             continue
         peak = float(item.max())
         if not math.isfinite(peak):
             raise ValueError(message(f"{name}[{index}]", item, "holds NaN or infinite samples"))
-        bright = bright or peak > 1
-    return "0..255" if bright else None
+        bright = bright or peak >= DIM
+    return bright
+
+
+def _is_float(item: Any) -> bool:
+    return _axes(item) is not None and "float" in str(item.dtype) and 0 not in item.shape
 
 
 def _is_jpeg_list(source: object) -> bool:
@@ -508,10 +540,10 @@ def _jpeg_list(uri: str, *, policy: MediaPolicy, name: str) -> Frames:
 def _flatten(videos: Any, *, depth: int, name: str) -> list:
     if isinstance(videos, (str, os.PathLike, bytes, bytearray, memoryview, VideoSource, Frames)):
         return [videos]
+    if _axes(videos) == 4 or is_animation(videos):
+        return [videos]
     if isinstance(videos, Image.Image) or _axes(videos) in (2, 3):
         return [Frames((videos,))]
-    if _axes(videos) == 4:
-        return [videos]
     if _axes(videos) == 5:
         return list(videos)
     if not isinstance(videos, (list, tuple)):
@@ -532,7 +564,7 @@ def _axes(value: Any) -> int | None:
 
 def _kind(item: Any) -> str:
     """`picture` (a frame in memory), `still` (a file that is a still picture), `file` (any other), or `video`."""
-    if isinstance(item, Image.Image) or _axes(item) in (2, 3):
+    if (isinstance(item, Image.Image) and not is_animation(item)) or _axes(item) in (2, 3):
         return "picture"
     if isinstance(item, (bytes, bytearray, memoryview)):
         head = bytes(item[:12])

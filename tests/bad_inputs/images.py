@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,16 @@ def build(**options: Any) -> Callable[[Path], object]:
     return lambda _folder: ArlowImageProcessor(**options)
 
 
+def load(**options: Any) -> Callable[[Path], object]:
+    """An attempt to load a saved processor."""
+
+    def attempt(folder: Path) -> object:
+        ArlowImageProcessor().save_pretrained(folder)
+        return ArlowImageProcessor.from_pretrained(folder, **options)
+
+    return attempt
+
+
 def file(data: bytes, name: str = "broken.png") -> Callable[[Path], list]:
     """A good picture, then a file with these bytes: `images[1]`."""
 
@@ -54,6 +65,8 @@ def case(name: str, attempt: Callable[[Path], object], error: Any, names: str) -
 
 JPEG = samples.encode(samples.picture(200, 300), "JPEG")
 PNG = samples.encode(samples.picture(200, 300))
+HUGE = samples.png(12_000, 9000, bits=1, colour=0, rows=[b""])
+ICON = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(HUGE), 22) + HUGE
 FLIPPED = bytearray(PNG)
 FLIPPED[len(PNG) // 2] ^= 1
 NAN = GOOD.astype(np.float32)
@@ -75,6 +88,7 @@ FILES = [
     ),
     case("more pixels than the policy", process([PNG], MediaPolicy(max_pixels=1000)), ValueError, "max_pixels=1000"),
     case("more bytes than the policy", process([PNG], MediaPolicy(max_bytes=1000)), ValueError, "max_bytes=1000"),
+    case("icon that says 16x16 of 9000x12000", process(ICON), ValueError, "9000x12000"),
     case("PostScript, which would run a program", process(samples.encode(GOOD, "EPS")), OSError, "image_formats"),
     case("path outside the roots", process(file(PNG), MediaPolicy(local_roots=("/srv",))), ValueError, "local_roots"),
     case(
@@ -112,7 +126,16 @@ ARRAYS = [
     case("wrong input_data_format", process(GOOD, input_data_format="channels_first"), ValueError, "first axis"),
     case("unknown input_data_format", process(GOOD, input_data_format="HWC"), ValueError, "HWC"),
     case("floats in 0..1", process(GOOD / 255), ValueError, "value_range"),
-    case("float tensor in 0..1", process(torch.rand(3, 40, 60)), ValueError, "value_range"),
+    case("floats that overshoot 0..1", process((GOOD / 255 * 1.005).astype(np.float32)), ValueError, "value_range"),
+    case("floats of a few levels", process(GOOD / 25.5), ValueError, "value_range"),
+    case("floats centred on 0, called 0..1", process(GOOD / 255 - 0.5, value_range="0..1"), ValueError, "-0.5"),
+    case(
+        "floats in 0..1 that shall not be rescaled",
+        process(GOOD / 255, value_range="0..1", do_rescale=False),
+        ValueError,
+        "do_rescale=False",
+    ),
+    case("float tensor in 0..1", process(torch.from_numpy(GOOD).permute(2, 0, 1) / 255), ValueError, "value_range"),
     case("NaN", process([GOOD, NAN]), ValueError, "images[1]"),
     case("infinity", process(np.full((40, 60), np.inf)), ValueError, "infinite"),
     case("negative samples", process(GOOD.astype(int) - 300), ValueError, "outside 0..255"),
@@ -152,6 +175,8 @@ LISTS = [
 OPTIONS = [
     case("misspelt option in a call", process(GOOD, do_pan_and_scann=True), TypeError, "do_pan_and_scan'"),
     case("misspelt option at construction", build(patchsize=14), TypeError, "patchsize"),
+    case("misspelt option at load", load(do_pan_an_scan=True), TypeError, "do_pan_an_scan"),
+    case("impossible option at load", load(patch_size=0), ValueError, "patch_size=0"),
     case("centre crop, which there is none", process(GOOD, do_center_crop=True), TypeError, "do_center_crop"),
     case("patch_size 0", build(patch_size=0), ValueError, "patch_size=0"),
     case("patch_size as text", build(patch_size="14"), ValueError, "patch_size='14'"),

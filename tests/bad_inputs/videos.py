@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from video_samples import damage, moving_frames, numbered_frames, truncate, write_sound, write_video
+from video_samples import damage, gif, moving_frames, numbered_frames, truncate, write_sound, write_video
 
 from arlow.media_fetch import MediaPolicy
 from arlow.video_processing_arlow import ArlowVideoProcessor
@@ -18,7 +19,15 @@ from bad_inputs import BadInput
 
 ROOM = "videos"
 CLIP = moving_frames(6)
+GIF = gif(CLIP)
+GIF_IMAGE = Image.open(io.BytesIO(GIF))
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 64, 96, 3), dtype=np.uint8)
+
+
+def load(folder: Path, **options: Any) -> object:
+    """A processor saved and loaded again."""
+    ArlowVideoProcessor().save_pretrained(folder)
+    return ArlowVideoProcessor.from_pretrained(folder, **options)
 
 
 def process(videos: Any, *, policy: MediaPolicy | None = None, **options: Any) -> object:
@@ -48,6 +57,13 @@ FILES = [
     case("directory", lambda d: process(d), OSError, "videos[0]"),
     case("truncated mp4", lambda d: process(truncate(write_video(d / "a.mp4", NOISE), keep=0.7)), OSError, "a.mp4"),
     case("truncated mkv", lambda d: process(truncate(write_video(d / "a.mkv", NOISE), keep=0.7)), OSError, "a.mkv"),
+    case("truncated gif", lambda d: process(file(d / "a.gif", GIF[: len(GIF) // 10])), OSError, "a.gif"),
+    case("gif without its last byte", lambda d: process(GIF[:-1]), OSError, "last block of the GIF"),
+    case("truncated transport stream", lambda d: process(truncate(write_video(
+        d / "a.ts", NOISE, format="mpegts"), keep=0.7)), OSError, "a.ts"),
+    case("truncated flv", lambda d: process(truncate(write_video(d / "a.flv", NOISE), keep=0.7)), OSError, "a.flv"),
+    case("truncated gif opened by the user", lambda _: process(
+        Image.open(io.BytesIO(GIF[: len(GIF) * 7 // 10]))), OSError, "videos[0]"),
     case(
         "corrupt in the middle",
         lambda d: process(damage(write_video(d / "a.mp4", NOISE), length=400), do_sample_frames=False),
@@ -78,6 +94,11 @@ ARRAYS = [
     case("empty frames", lambda _: process(np.zeros((2, 0, 9, 3), np.uint8)), ValueError, "empty"),
     case("NaN", lambda _: process(np.full((2, 28, 28, 3), np.nan)), ValueError, "videos[0][0]"),
     case("floats in 0..1", lambda _: process(CLIP / 255), ValueError, "value_range"),
+    case("floats that overshoot 0..1", lambda _: process(CLIP / 255 * 1.005), ValueError, "value_range"),
+    case("grey frames or one picture", lambda _: process(CLIP[:4, ..., 0]), ValueError, "(T, H, W, C)"),
+    case("animation among frames", lambda _: process([GIF_IMAGE, Image.new("RGB", (64, 48))]), ValueError, "videos"),
+    case("floats in 0..1 that shall not be rescaled", lambda _: process(
+        CLIP / 255, value_range="0..1", do_rescale=False), ValueError, "do_rescale=False"),
     case("integers out of range", lambda _: process(CLIP.astype(np.int32) * 9), ValueError, "videos[0]"),
     case("which axis is the channel", lambda _: process(np.zeros((2, 3, 28, 3), np.uint8)), ValueError,
          "input_data_format"),
@@ -123,6 +144,8 @@ QUESTIONS = [
     case("negative fps", lambda _: process(CLIP, fps=-1), ValueError, "fps=-1"),
     case("no frames asked for", lambda _: process(CLIP, num_frames=0), ValueError, "num_frames=0"),
     case("unknown strategy", lambda _: process(CLIP, sample_strategy="best"), ValueError, "sample_strategy='best'"),
+    case("misspelt option at load", lambda d: load(d, fsp=1), TypeError, "fsp"),
+    case("rate and number at load", lambda d: load(d, fps=1, num_frames=3), ValueError, "num_frames=3"),
     case("misspelt option", lambda _: process(CLIP, num_frame=2), TypeError, "num_frame"),
     case("impossible size", lambda _: process(CLIP, size={"height": 224, "width": 224}), ValueError, "size="),
     case("least frames over most", lambda _: process(CLIP, min_frames=9, max_frames=8), ValueError, "min_frames=9"),
