@@ -71,21 +71,12 @@ INIT_OPTIONS = (
     *("padding_side", "truncation_side", "model_max_length", "model_input_names", "pad_token_type_id"),
     *("split_special_tokens", "clean_up_tokenization_spaces", "add_bos_token", "add_eos_token", "add_prefix_space"),
     *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens", "added_tokens_decoder"),
-    *("name_or_path", "processor_class", "auto_map", "verbose", "backend", "max_length", "stride"),
+    *("name_or_path", "processor_class", "auto_map", "verbose", "backend"),
     *(*TokenizersBackend.SPECIAL_TOKENS_ATTRIBUTES, *NAMED_TOKENS),
 )
 LOADING_OPTIONS = (
     *("cache_dir", "force_download", "local_files_only", "token", "revision", "code_revision", "trust_remote_code"),
-    *(
-        "proxies",
-        "subfolder",
-        "gguf_file",
-        "config",
-        "use_fast",
-        "tokenizer_type",
-        "return_unused_kwargs",
-        "device_map",
-    ),
+    *("proxies", "subfolder", "gguf_file", "config", "use_fast", "tokenizer_type", "return_unused_kwargs"),
 )
 
 
