@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import MAX_MESSAGE_CHARS, message, shorten
+from .errors import cut, message, shorten
 
 
 Source = str | os.PathLike | bytes | bytearray | memoryview
@@ -154,8 +154,7 @@ def short_source(source: object) -> str:
 
 def _problem(name: str, source: object, problem: str, remedy: str = "") -> str:
     shown = short_source(source)
-    text = f"{name}={shown}: {problem}" + (f"; {remedy}" if remedy else "")
-    return text if len(text) < MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 2] + "…"
+    return cut(f"{name}={shown}: {problem}" + (f"; {remedy}" if remedy else ""))
 
 
 def _check_bytes(size: int, *, policy: MediaPolicy, name: str, source: object = None) -> None:

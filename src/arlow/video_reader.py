@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from .container_ends import what_is_missing
-from .errors import MAX_MESSAGE_CHARS, message, shorten
+from .errors import cut, message, shorten
 from .frame_sampling import VideoFacts, frame_change
 from .media import (
     CHANNELS,
@@ -391,8 +391,7 @@ def _as_os_error(name: str) -> Iterator[None]:
         yield
     except av.error.FFmpegError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        text = f"{name}: not a readable video of an allowed format, or corrupt ({reason})"
-        raise OSError(text[: MAX_MESSAGE_CHARS - 1]) from error
+        raise OSError(cut(f"{name}: not a readable video of an allowed format, or corrupt ({reason})")) from error
 
 
 # Frames in memory, or one by one
