@@ -338,3 +338,9 @@ def test_the_stock_backend_does_disturb_calls():
     ours = tiny_tokenizer()
     ours(["a b c"], padding="max_length", max_length=9, truncation=True)
     assert ours.backend_tokenizer.padding is None and ours.backend_tokenizer.truncation is None
+
+
+def test_ids_behind_the_vocabulary_decode_to_nothing():
+    """A model with padded embeddings may sample an id that the tokenizer does not have: its text is empty."""
+    ids = TOKENIZER("The fox")["input_ids"]
+    assert TOKENIZER.decode([ids[0], len(TOKENIZER), *ids[1:], 10**6]) == "The fox"
