@@ -20,8 +20,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "robustness.md"
 INTRODUCTION = """# Robustness
 
 Every bad input gets a `ValueError`, `TypeError` or `OSError` that names the argument, index or file, before any
-heavy work, in less than 300 characters. The tables below are the corpus in `tests/bad_inputs/`: what was tried, and the
-answer, word for word (temporary directories are shown as `…`). A test runs every row and holds this page to the
+heavy work, in less than 300 characters. The tables below are the corpus in `tests/bad_inputs/`: what was tried, and
+the answer, word for word (temporary directories are shown as `…`). A test runs every row and holds this page to the
 outcome.
 
 How errors are worded: `<field>=<value>: <what is wrong>; <what to do>`. What people passed is cut at 80 characters,
