@@ -22,3 +22,18 @@ def torch_varlen_kernel() -> Callable | None:
         return None
     accepted = inspect.signature(kernel).parameters
     return kernel if {"scale", "window_size", "enable_gqa"} <= set(accepted) else None
+
+
+@functools.cache
+def one_thread() -> dict[str, int]:
+    """Keywords with which PyAV converts a frame in one thread. Since 17.0 it starts several for every frame, which
+    takes longer than the conversion itself.
+
+    Removed by av 18: up to 16 there is no such keyword, nor are there threads.
+    """
+    frame = importlib.import_module("av").VideoFrame(16, 16, "yuv420p")
+    try:
+        frame.reformat(format="gray", threads=1)
+    except TypeError:
+        return {}
+    return {"threads": 1}

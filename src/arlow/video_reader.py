@@ -23,6 +23,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from ._compat import one_thread
 from .container_ends import what_is_missing
 from .errors import cut, message, shorten
 from .frame_sampling import VideoFacts, frame_change
@@ -302,7 +303,8 @@ class _ContainerSource(VideoSource):
 
     def _small_grey(self) -> Iterator[np.ndarray]:
         for frame in self._decoded(np.arange(self.facts.total_frames)):
-            yield frame.reformat(MOTION_SIDE, MOTION_SIDE, format="gray", interpolation="AREA").to_ndarray()
+            size = {"width": MOTION_SIDE, "height": MOTION_SIDE}
+            yield frame.to_ndarray(**size, format="gray", interpolation="AREA", **one_thread())
 
     def _decoded(self, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
         """The frames at `wanted` as the decoder leaves them."""
@@ -365,9 +367,9 @@ def _index_ends_late(stream: av.VideoStream, size: int) -> bool:
 def _upright_rgb(frame: av.VideoFrame, *, policy: MediaPolicy) -> np.ndarray:
     """A decoded frame as (H, W, 3) uint8 RGB, alpha over white, turned as its display matrix says."""
     if any(component.is_alpha for component in frame.format.components):
-        pixels = load_picture(Image.fromarray(frame.to_ndarray(format="rgba")), policy=policy).pixels
+        pixels = load_picture(Image.fromarray(frame.to_ndarray(format="rgba", **one_thread())), policy=policy).pixels
     else:
-        pixels = frame.to_ndarray(format="rgb24")
+        pixels = frame.to_ndarray(format="rgb24", **one_thread())
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels
