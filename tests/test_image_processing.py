@@ -249,14 +249,19 @@ def test_every_option_is_declared():
     assert validated <= declared and ArlowImageProcessor.valid_kwargs is ArlowImageProcessorKwargs
 
 
-def test_none_means_the_default(processor):
-    """Options that are None, as Transformers sends them, change nothing."""
+def test_none_means_the_default(processor, tmp_path):
+    """Options that are None, as Transformers sends them, change nothing, though a processor keeps its own None."""
     image = samples.picture()
     names = [name for name in ArlowImageProcessorKwargs.__annotations__ if name != "return_tensors"]
     out = processor(image, return_tensors="np", **dict.fromkeys(names))
     np.testing.assert_array_equal(out["pixel_values"], processor(image)["pixel_values"])
     given = ArlowImageProcessor(**dict.fromkeys(ArlowImageProcessorKwargs.__annotations__))
-    assert given.to_dict() == processor.to_dict()
+    given.save_pretrained(tmp_path)
+    loaded = ArlowImageProcessor.from_pretrained(tmp_path)
+    assert loaded.do_resize is None and loaded.to_dict() == given.to_dict() != processor.to_dict()
+    assert (loaded.patch_size, loaded.merge_size, loaded.min_pixels) == (14, 2, processor.min_pixels)
+    for each in (given, loaded):
+        np.testing.assert_array_equal(each(image)["pixel_values"], processor(image)["pixel_values"])
 
 
 @pytest.mark.parametrize("field", ["rescale_factor", "image_mean", "image_std", "pan_and_scan_min_ratio_to_activate"])

@@ -447,11 +447,33 @@ def test_every_option_is_declared() -> None:
     assert ArlowVideoProcessor(**given).to_dict() == processor.to_dict()
 
 
-def test_none_means_the_default() -> None:
-    """Options that are None at construction keep their defaults; only for `fps` is None a value of its own."""
+def test_none_means_the_default(tmp_path: Path) -> None:
+    """Options that are None at construction are kept so and mean the default; for `fps` None is a value of its own."""
     names = set(ArlowVideoProcessorKwargs.__annotations__) - {"fps"}
-    assert ArlowVideoProcessor(**dict.fromkeys(names)).to_dict() == ArlowVideoProcessor().to_dict()
-    assert ArlowVideoProcessor(fps=None).fps is None
+    given, clip = ArlowVideoProcessor(**dict.fromkeys(names)), numbered_frames(12)
+    given.save_pretrained(tmp_path)
+    loaded = ArlowVideoProcessor.from_pretrained(tmp_path)
+    assert loaded.max_frames is None and loaded.fps == 2 and loaded.to_dict() == given.to_dict()
+    times = [VideoMetadata(total_num_frames=12, fps=6)]
+    expected = ArlowVideoProcessor()(clip, video_metadata=times)["pixel_values_videos"]
+    for each in (given, loaded):
+        np.testing.assert_array_equal(each(clip, video_metadata=times)["pixel_values_videos"], expected)
+    given.fps = None
+    given.save_pretrained(tmp_path)
+    whole = ArlowVideoProcessor.from_pretrained(tmp_path)
+    assert whole.fps is None and ArlowVideoProcessor(fps=None).fps is None
+    assert whole(clip, video_metadata=times)["video_grid_thw"][0, 0] == 6
+
+
+def test_bounds_in_size_by_either_name() -> None:
+    """`size` may name the bounds as saved files of other models do."""
+    size = {"min_pixels": 1024, "max_pixels": 9000}
+    processor = ArlowVideoProcessor(size=size)
+    assert dict(processor.size) == {"shortest_edge": 1024, "longest_edge": 9000}
+    patches = processor.get_num_of_video_patches(4, 500, 300)
+    assert patches == ArlowVideoProcessor().get_num_of_video_patches(4, 500, 300, {"size": size})
+    with pytest.raises(ValueError, match=r"^size="):
+        ArlowVideoProcessor(size={"min_pixels": 1024, "shortest_edge": 1024})
 
 
 def test_sizes_of_nothing_are_refused() -> None:

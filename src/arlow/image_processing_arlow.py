@@ -20,7 +20,7 @@ from transformers.image_processing_base import BatchFeature
 
 from .media import Picture, flatten_images, is_array, load_picture, open_image
 from .patches import pack_image, pan_and_scan_boxes
-from .pixel_options import SIZE_KEYS, Integer, Number, PixelKwargs, PixelOptions, PixelProcessor, check_tensor_type
+from .pixel_options import Integer, Number, PixelKwargs, PixelOptions, PixelProcessor, check_tensor_type
 
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels of the upright picture
@@ -28,7 +28,7 @@ Plan = list[tuple[Box, int, int]]  # what is cut out, and the height and width (
 
 
 class ArlowImageProcessorKwargs(PixelKwargs, total=False):
-    """Options of `ArlowImageProcessor`, for construction and calls. `None` means the processor's own value."""
+    """Options of `ArlowImageProcessor`, for construction and calls."""
 
     do_pan_and_scan: bool | None  # crops of elongated pictures follow them as images of their own
     pan_and_scan_min_crop_size: Integer  # pixels
@@ -103,8 +103,6 @@ class ArlowImageProcessor(PixelProcessor, PilBackend):
 
     valid_kwargs = ArlowImageProcessorKwargs
     options_type = ImageOptions
-    # Saved files of other models name the bounds in `size` as they are.
-    size_keys = SIZE_KEYS | {name: name for name in SIZE_KEYS.values()}
     model_input_names = ["pixel_values", "image_grid_thw"]
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:

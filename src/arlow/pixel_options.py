@@ -40,11 +40,14 @@ HUB_KEYWORDS = frozenset((
 Integer = Any  # an int or None, NumPy's too; `PixelOptions` checks them, with better words than Transformers' types
 Number = Any  # likewise a number, also a fraction
 INTEGER_OR_NONE = int | None
-SIZE_KEYS: dict[str, str] = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+# What `size` may hold, and which bound that is. Saved files of other models name the bounds as they are.
+SIZE_KEYS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"} | {name: name for name in BOUNDS}
+GEOMETRY = ("patch_size", "temporal_patch_size", "merge_size")  # others read these attributes: they are never None
 
 
 class PixelKwargs(TypedDict, total=False):
-    """Options of pictures and of videos, for construction and calls. `None` means the processor's own value."""
+    """Options of pictures and of videos, for construction and calls. `None` in a call means the processor's own value;
+    `None` at construction is stored, saved, and means the class's default."""
 
     patch_size: Integer  # pixels, side of a patch
     temporal_patch_size: Integer  # frames per row of a video; still pictures have one
@@ -217,14 +220,12 @@ class PixelProcessor(BaseImageProcessor):
     policy: MediaPolicy = DEFAULT_POLICY
     default_to_square = False
     options_type: type[PixelOptions]
-    # What `size` may hold, and which bound that is.
-    size_keys = SIZE_KEYS
 
     def __init__(self, **kwargs: Any) -> None:
         auto_map = kwargs.get("auto_map")
         kwargs = {key: plain(value) for key, value in kwargs.items() if key not in FILE_ONLY}
         self._refuse_unknown(kwargs, where=type(self).__name__)
-        kwargs = {key: value for key, value in kwargs.items() if value is not None}  # Transformers would store None
+        kwargs = {key: value for key, value in kwargs.items() if value is not None or key not in GEOMETRY}
         options = self._options(kwargs)  # before anything is stored: an impossible value leaves no half-made object
         for key in ("size", *BOUNDS):
             kwargs.pop(key, None)
@@ -296,13 +297,15 @@ class PixelProcessor(BaseImageProcessor):
         return self.options_type(**self._values(kwargs))
 
     def _values(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Every field of `options_type` that a caller may give."""
+        """Every field of `options_type` that a caller may give. Where the call and the processor say None, the class
+        decides."""
         given = {key: value for key, value in kwargs.items() if value is not None}
         known = self.valid_kwargs.__annotations__
         values = {}
         for field in fields(self.options_type):
             if (name := field.name) in known and name not in BOUNDS:
-                values[name] = plain(given[name]) if name in given else getattr(self, name)
+                own = getattr(self, name)
+                values[name] = plain(given.get(name, getattr(type(self), name) if own is None else own))
         for key in ("image_mean", "image_std"):
             values[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
         bounds = self._bounds(self.size) | self._bounds(given.get("size"))
@@ -316,8 +319,8 @@ class PixelProcessor(BaseImageProcessor):
             given: dict[str, Any] = dict(size)  # a dict or Transformers' SizeDict
         except (TypeError, ValueError):
             given = {}
-        bounds = {self.size_keys.get(key, key): plain(value) for key, value in given.items()}
-        if not given or not given.keys() <= self.size_keys.keys() or len(bounds) < len(given):
+        bounds = {SIZE_KEYS.get(key, key): plain(value) for key, value in given.items()}
+        if not given or not given.keys() <= SIZE_KEYS.keys() or len(bounds) < len(given):
             expected = 'expected {"shortest_edge": min_pixels, "longest_edge": max_pixels}'
             raise ValueError(message("size", given or size, expected))
         return bounds

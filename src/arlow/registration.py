@@ -88,8 +88,8 @@ def _patch(name: str) -> None:
     """Fill in one module of another library. A version that moved its tables must not break that library's import."""
     try:
         PATCHES[name](sys.modules[name])
-    except Exception as error:
-        warnings.warn(f"arlow could not register itself in {name}: {error!r}"[:300], RuntimeWarning, stacklevel=2)
+    except Exception as error:  # `errors.cut` would import more than this module may
+        warnings.warn(f"arlow could not register itself in {name}: {error!r}"[:299], RuntimeWarning, stacklevel=2)
 
 
 def entries(table: str) -> dict[str, object]:

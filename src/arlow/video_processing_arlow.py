@@ -40,7 +40,7 @@ from .video_reader import VideoSource, flatten_videos, open_video
 
 
 class ArlowVideoProcessorKwargs(PixelKwargs, total=False):
-    """Options of `ArlowVideoProcessor`, for construction and calls. `None` means the processor's own value."""
+    """Options of `ArlowVideoProcessor`, for construction and calls. `fps=None` at construction means no rate."""
 
     do_sample_frames: bool | None  # False: every frame is taken
     fps: Number  # frames per second to take; excludes num_frames
@@ -198,8 +198,8 @@ class ArlowVideoProcessor(PixelProcessor, VideoProcessorMixin, PilBackend):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if kwargs.get("fps") is None and ("fps" in kwargs or self.num_frames is not None):
-            self.fps = None  # said so, which is no default here, or put aside by num_frames
+        if kwargs.get("fps") is None and self.num_frames is not None:
+            self.fps = None  # put aside
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
@@ -304,6 +304,8 @@ class ArlowVideoProcessor(PixelProcessor, VideoProcessorMixin, PilBackend):
         if fps is not None and num_frames is not None:
             problem = f"excludes num_frames={shorten(num_frames)}"
             raise ValueError(message("fps", fps, problem, "pass one of the two"))
+        if fps is None:
+            values["fps"] = self.fps  # of the processor itself None means no rate, not the class's default
         if values["num_frames"] is not None:
             values["num_frames" if fps is not None else "fps"] = None
         return values | {"fps_was_given": fps is not None}
