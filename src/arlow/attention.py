@@ -91,7 +91,7 @@ def backend_for(
 ) -> str:
     """`choose_backend` for a model's activations. A fall-back is said once, with its reason."""
     device_type = activations.device.type
-    autocast = torch.is_autocast_enabled(device_type)
+    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
     choice = choose_backend(
         config._attn_implementation,
         dtype=torch.get_autocast_dtype(device_type) if autocast else activations.dtype,
@@ -181,8 +181,11 @@ def make_masks(
 
     # An empty cache adds no keys: treating it as none lets packed rows be seen, and masks be left out.
     cache = past_key_values if compileable or _length(past_key_values) > 0 else None
-    attention_mask = _trim(attention_mask)
-    packed = _packed(position_ids, attention_mask) if position_ids is not None and _fresh(past_key_values) else None
+    attention_mask = _trim(attention_mask) if cache is None else attention_mask
+    # A single token cannot be packed, and a decode step must not wait for the length of a static cache.
+    several = position_ids is not None and position_ids.shape[-1] > 1
+    packed = _packed(position_ids, attention_mask) if several and _fresh(past_key_values) else None
+    packed = None if packed is None else packed.expand(len(inputs_embeds), -1)
     if packed is not None and cache is not None:
         problem = "restart within a row, and a static cache cannot hold packed sequences"
         raise ValueError(message("position_ids", position_ids, problem, "leave the cache to the model, or out"))
@@ -234,16 +237,10 @@ def _trim(mask: torch.Tensor | None) -> torch.Tensor | None:
 
 def _packed(position_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
     """Sequence number of every token (B, S), or `None` if every row holds one sequence."""
-    ids = sequence_ids(position_ids)
-    starts = ids[:, 1:] != ids[:, :-1]
-    if mask is not None:
-        # Padding repeats a position: only a restart between two real tokens counts.
-        real = mask.bool()
-        starts = starts & real[:, 1:] & real[:, :-1]
-    if not torch.compiler.is_compiling() and not bool(starts.any()):
+    ids = sequence_ids(position_ids, None if mask is None else mask.bool())
+    if not torch.compiler.is_compiling() and not bool(ids[:, -1].any()):
         return None
-    batch = position_ids.shape[-2] if mask is None else mask.shape[0]
-    return nn.functional.pad(starts.long().cumsum(-1), (1, 0)).expand(batch, -1)
+    return ids
 
 
 # Flash kernels: rows without padding, one after the other
@@ -329,8 +326,9 @@ def varlen_attention(
     """Attention over real tokens only; padding comes back as zeros. Same signature as the other backends."""
     plan = attention_mask
     batch, heads, queries, head_dim = query.shape
+    dtype = kernel_dtype(query)
     flat = [
-        _gather(tensor, index)
+        _gather(tensor.to(dtype), index)
         for tensor, index in ((query, plan.query_index), (key, plan.key_index), (value, plan.key_index))
     ]
     # The kernel counts the tokens to the left; the window counts the token itself, too.
@@ -343,6 +341,13 @@ def varlen_attention(
         whole = output.new_zeros(batch * queries, heads, head_dim)
         output = whole.index_copy(0, plan.query_index, output)
     return output.view(batch, queries, heads, head_dim), None
+
+
+def kernel_dtype(query: torch.Tensor) -> torch.dtype:
+    """The dtype a kernel runs in. Under autocast the rotary tables leave float32 queries and keys, which the flash
+    kernels do not take."""
+    device_type = query.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else query.dtype
 
 
 def _gather(tensor: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:

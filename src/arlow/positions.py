@@ -144,18 +144,31 @@ def check_placeholders(counts: list[int], sizes: list[int], kind: int) -> list[i
     return held
 
 
-def sequence_ids(position_ids: torch.Tensor) -> torch.Tensor:
+def sequence_ids(position_ids: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
     """Which packed sequence each token belongs to (B, S), from positions that restart.
 
     `position_ids` is (B, S), (4, B, S) with the text row first, or (3, B, S). A text position that does not grow
     starts a new sequence. On the axes alone an image repeats its t, so there a sequence starts where t falls back or
-    all three axes are zero.
+    all three axes are zero. `real` (B, S) leaves padding out: a token is compared with the real one before it.
     """
-    if position_ids.ndim == 3 and position_ids.shape[0] == 3:
-        time = position_ids[0]
-        falls = time[:, 1:] < time[:, :-1]
-        restart = falls | (position_ids[:, :, 1:] == 0).all(dim=0)
-    else:
-        text = position_ids if position_ids.ndim == 2 else position_ids[0]
-        restart = text[:, 1:] <= text[:, :-1]
-    return torch.nn.functional.pad(restart.long().cumsum(-1), (1, 0))  # [B, S]
+    rows = position_ids if position_ids.ndim == 3 else position_ids[None]
+    rows = rows if len(rows) == 3 else rows[:1]  # [3 or 1, B, S]
+    if real is not None:
+        rows = rows.expand(-1, len(real), -1)
+    index = torch.arange(rows.shape[-1], device=rows.device).expand(rows.shape[1:])  # [B, S]
+    if real is not None:
+        index = torch.where(real, index, -1).cummax(dim=-1).values
+    before = torch.nn.functional.pad(index[:, :-1], (1, 0), value=-1)  # the real token before each; -1: none
+    earlier = rows.gather(-1, before.clamp(min=0).expand_as(rows))
+    restart = (rows[0] < earlier[0]) | (rows == 0).all(dim=0) if len(rows) == 3 else rows[0] <= earlier[0]
+    restart = restart & (before >= 0)
+    if real is not None:
+        restart = restart & real
+    return restart.long().cumsum(-1)
+
+
+def sequence_lengths(position_ids: torch.Tensor) -> torch.Tensor:
+    """One more than the largest position of each token's sequence, (B, S); shapes as for `sequence_ids`."""
+    ids = sequence_ids(position_ids)
+    longest = position_ids.amax(dim=0) if position_ids.ndim == 3 else position_ids  # [B, S]
+    return torch.zeros_like(longest).scatter_reduce(-1, ids, longest + 1, reduce="amax").gather(-1, ids)

@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .configuration_arlow import ArlowTextConfig, ArlowVisionConfig, default_sections
+from .positions import sequence_lengths
 
 
 def apply_rotary_pos_emb(
@@ -55,7 +56,7 @@ def axis_of_pairs(sections: Sequence[int], pairs: int) -> torch.Tensor:
     return axis
 
 
-class _Tables(nn.Module):
+class RotaryTables(nn.Module):
     """A module whose only tensors are constants computed from its config.
 
     They are non-persistent buffers. Transformers builds models on the meta device and leaves such buffers
@@ -80,11 +81,11 @@ class _Tables(nn.Module):
         return self
 
 
-class ArlowRotaryEmbedding(_Tables):
+class ArlowRotaryEmbedding(RotaryTables):
     """Cosines and sines for the text decoder, for every `rope_type` of Transformers.
 
-    `dynamic` and `longrope` depend on the length of the sequence. Nothing is remembered between calls: each row uses
-    its own largest position, so a row of a batch gets what it gets alone.
+    `dynamic` and `longrope` depend on the length of the sequence. Nothing is remembered between calls: each sequence
+    uses its own largest position, so a row of a batch, or a packed sequence, gets what it gets alone.
     """
 
     def __init__(self, config: ArlowTextConfig, device: torch.device | None = None) -> None:
@@ -119,37 +120,37 @@ class ArlowRotaryEmbedding(_Tables):
         Returns:
             cos, sin: (B, S, D) each, in the dtype of `x`.
         """
+        inv_freq = self._frequencies(position_ids)  # [D/2] or [B, S, D/2]
         if position_ids.ndim == 3:
-            inv_freq = self._frequencies(position_ids.amax(dim=(0, 2)) + 1)
             positions = position_ids[self.pair_axis].permute(1, 2, 0)  # [B, S, D/2]
         else:
-            inv_freq = self._frequencies(position_ids.amax(dim=-1) + 1)
             positions = position_ids[..., None]  # [B, S, 1]
         angles = positions.float() * inv_freq  # [B, S, D/2]
         angles = torch.cat((angles, angles), dim=-1)  # [B, S, D]
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
 
-    def _frequencies(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Inverse frequencies for rows of the given lengths (B,): (D/2,), or (B, 1, D/2) where they depend on it."""
+    def _frequencies(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Inverse frequencies (D/2,), or (B, S, D/2) where they depend on the length of each token's sequence."""
         if self.rope_type == "dynamic":
-            return self._dynamic(lengths)
+            return self._dynamic(sequence_lengths(position_ids))
         if self.rope_type == "longrope":
             limit = self.config.rope_parameters["original_max_position_embeddings"]
-            return torch.where((lengths > limit)[:, None, None], self.long_inv_freq, self.inv_freq)
+            long = (sequence_lengths(position_ids) > limit)[..., None]
+            return torch.where(long, self.long_inv_freq, self.inv_freq)
         return self.inv_freq
 
     def _dynamic(self, lengths: torch.Tensor) -> torch.Tensor:
-        """NTK-aware scaling: beyond the trained length the base grows with the length of the row."""
+        """NTK-aware scaling: beyond the trained length the base grows with the lengths (B, S)."""
         rope, dim = self.config.rope_parameters, self.config.head_dim
         trained, factor = self.config.max_position_embeddings, rope["factor"]
         growth = factor * lengths.clamp(min=trained).float() / trained - (factor - 1)
         base = rope["rope_theta"] * growth ** (dim / (dim - 2))
         exponent = torch.arange(0, dim, 2, device=lengths.device).float() / dim
-        return (1.0 / base[:, None] ** exponent)[:, None]  # [B, 1, D/2]
+        return 1.0 / base[..., None] ** exponent  # [B, S, D/2]
 
 
-class VisionRotary(_Tables):
+class VisionRotary(RotaryTables):
     """Cosines and sines for packed patches at (frame group, row, column)."""
 
     def __init__(self, config: ArlowVisionConfig) -> None:

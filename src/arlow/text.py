@@ -29,7 +29,7 @@ from .checkpoint import check_checkpoint
 from .checks import check_encoder_states, check_inputs, check_keywords, check_mask, check_positions
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
 from .errors import CheckpointMismatch, message
-from .rope import ArlowRotaryEmbedding, _Tables, apply_rotary_pos_emb
+from .rope import ArlowRotaryEmbedding, RotaryTables, apply_rotary_pos_emb
 
 
 class ArlowRMSNorm(nn.Module):
@@ -76,7 +76,7 @@ class ArlowPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, _Tables):
+        if isinstance(module, RotaryTables):
             module.refill()
         elif isinstance(module, ArlowCrossAttention):
             init.zeros_(module.gate)
@@ -229,7 +229,7 @@ class ArlowTextModel(ArlowPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         check_positions(position_ids, inputs_embeds)
-        check_mask(attention_mask, inputs_embeds)
+        check_mask(attention_mask, inputs_embeds, past_key_values)
 
         # Before a fresh cache exists: an empty cache would hide packed sequences from the mask makers.
         backend, masks = make_masks(
@@ -256,7 +256,7 @@ class ArlowTextModel(ArlowPreTrainedModel):
                 **kwargs,
             )
             if deepstack is not None and i in deepstack:
-                gate = 1 if self.visual_gates is None else self.visual_gates[i].sigmoid()
+                gate = 1 if self.visual_gates is None else self.visual_gates[i].sigmoid().to(hidden_states)
                 hidden_states = hidden_states + deepstack[i].to(hidden_states) * gate
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 

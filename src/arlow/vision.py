@@ -252,22 +252,28 @@ def group_segments(segments: list[Segment], bias: dict[object, torch.Tensor]) ->
 
 
 class ArlowPatchEmbed(nn.Module):
-    """Rows of pixels to embeddings as one matrix product. The weight is stored like a 3-D convolution's kernel."""
+    """Rows of pixels to embeddings."""
 
     def __init__(self, config: ArlowVisionConfig) -> None:
         super().__init__()
         kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
-        # A convolution holds the parameter, so that it is initialised and named like one; it is never called.
-        self.proj = nn.Conv3d(config.in_channels, config.embed_dim, kernel_size=kernel, stride=kernel, bias=False)
+        self.proj = _RowProjection(config.in_channels, config.embed_dim, kernel_size=kernel, stride=kernel, bias=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(patches, C*P*P), one still frame, or (patches, C*T*P*P) -> (patches, E). A still row stands for T equal
-        frames: the kernel summed over T gives the same."""
-        weight = self.proj.weight  # [E, C, T, P, P]
-        flat = weight.flatten(1)
+        """(patches, C*P*P), one still frame, or (patches, C*T*P*P) -> (patches, E)."""
+        return self.proj(pixels)
+
+
+class _RowProjection(nn.Conv3d):
+    """A convolution whose stride is its kernel, as one matrix product over rows. It is initialised, stored and named
+    like a convolution, and called as a module: offloading, hooks and adapters find it."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        flat = self.weight.flatten(1)  # [E, C*T*P*P]
         if pixels.shape[1] != flat.shape[1]:
-            flat = weight.sum(dim=2).flatten(1)
-        return nn.functional.linear(pixels.to(weight.dtype), flat)
+            # A still row stands for T equal frames: the kernel summed over T gives the same.
+            flat = self.weight.sum(dim=2).flatten(1)  # [E, C*P*P]
+        return nn.functional.linear(pixels.to(flat.dtype), flat)
 
 
 class ArlowVisionBlock(GradientCheckpointingLayer):
