@@ -21,8 +21,6 @@ from .errors import message
 
 # What Transformers and serving engines pass beside our own arguments, and what is close to one of them but meant.
 PASSED_ON = frozenset({"cache", "cache_position", "token_type_ids", "is_causal", "return_dict"})
-
-
 # Arguments of the heads: meant where a decoder's forward is given one misspelt.
 HEAD_ARGUMENTS = ("labels", "start_positions", "end_positions")
 MEDIA = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "mm_encoder_outputs")
