@@ -14,17 +14,24 @@ from transformers.cache_utils import Cache
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightRenaming
 from transformers.generation import GenerationMixin
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
     GenericForTokenClassification,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, TokenClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto import AutoModel
 from transformers.utils.generic import can_return_tuple
 
-from .checks import check_keywords, check_labels
+from .checks import check_keywords, check_labels, check_row_labels, check_spans, is_one_class
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
 from .fusion import ArlowModel
 from .generation import MediaGeneration
@@ -81,6 +88,43 @@ def next_token_loss(
     if shift_labels is None:
         shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
     return token_loss(logits, shift_labels, num_items_in_batch)
+
+
+def row_loss(
+    labels: torch.Tensor, pooled_logits: torch.Tensor, config: ArlowTextConfig, **kwargs: Any
+) -> torch.Tensor:
+    """Loss of a sequence head by `config.problem_type`. Rows whose class is -100 are left out; zero when all are.
+
+    Args:
+        labels: (B,) classes; or numbers (B,) or (B, num_labels).
+        pooled_logits: (B, num_labels).
+    """
+    if is_one_class(labels, config):
+        return token_loss(pooled_logits, labels.long())
+    labels = labels if labels.is_floating_point() else labels.to(pooled_logits.dtype)
+    return ForSequenceClassificationLoss(labels, pooled_logits, config)
+
+
+def span_loss(
+    start_logits: torch.Tensor,
+    end_logits: torch.Tensor,
+    start_positions: torch.Tensor,
+    end_positions: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Mean of both ends' cross-entropies. Positions outside the row are left out; zero when all are.
+
+    Args:
+        start_logits, end_logits: (B, S).
+        start_positions, end_positions: (B,) token numbers.
+    """
+    losses = []
+    for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
+        positions = positions.flatten().long()
+        labels = positions.masked_fill((positions < 0) | (positions >= logits.shape[1]), -100)
+        losses.append(token_loss(logits, labels, num_items_in_batch))
+    return (losses[0] + losses[1]) / 2
 
 
 class _LanguageHead:
@@ -277,6 +321,44 @@ class ArlowForSequenceClassification(_TextHead, GenericForSequenceClassification
     """The text decoder with a linear head on each row's last real token."""
 
     accepts_loss_kwargs = False  # its loss is a mean over rows: the Trainer averages it over accumulated batches
+    _loss_function = staticmethod(row_loss)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """
+        Args:
+            labels: (B,), a class per row, -100 is left out of the loss; floats (B, num_labels) for several labels at
+                once; numbers (B,) or (B, num_labels) for regression.
+
+        The other arguments are those of [`ArlowTextModel`].
+
+        Returns:
+            `logits` (B, num_labels), `loss` with `labels`, `past_key_values`, and what was asked to be recorded.
+        """
+        check_keywords(kwargs, ArlowForSequenceClassification.forward)
+        tokens = inputs_embeds if input_ids is None else input_ids
+        if tokens is not None:
+            check_row_labels(labels, len(tokens), self.config)
+        return super().forward(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **{**kwargs, "return_dict": True},
+        )
 
 
 class ArlowForTokenClassification(_TextHead, GenericForTokenClassification, ArlowPreTrainedModel):
@@ -305,6 +387,7 @@ class ArlowForTokenClassification(_TextHead, GenericForTokenClassification, Arlo
         Returns:
             `logits` (B, S, num_labels), `loss` with `labels`, and what was asked to be recorded.
         """
+        check_keywords(kwargs, ArlowForTokenClassification.forward)
         check_labels(labels, inputs_embeds if input_ids is None else input_ids, self.num_labels)
         output = super().forward(
             input_ids,
@@ -326,6 +409,44 @@ class ArlowForQuestionAnswering(_TextHead, GenericForQuestionAnswering, ArlowPre
     """The text decoder with span logits."""
 
     base_model_prefix = "model"
+    _loss_function = staticmethod(span_loss)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> QuestionAnsweringModelOutput:
+        """
+        Args:
+            start_positions: (B,), the answer's first token; positions outside the row are left out of the loss.
+            end_positions: (B,), its last one.
+
+        The other arguments are those of [`ArlowTextModel`].
+
+        Returns:
+            `start_logits` and `end_logits` (B, S), `loss` with both positions, and what was asked to be recorded.
+        """
+        check_keywords(kwargs, ArlowForQuestionAnswering.forward)
+        tokens = inputs_embeds if input_ids is None else input_ids
+        if tokens is not None:
+            check_spans(start_positions, end_positions, len(tokens))
+        return super().forward(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            start_positions=start_positions,
+            end_positions=end_positions,
+            **{**kwargs, "return_dict": True},
+        )
 
 
 # Parts of a vision-language checkpoint loaded as models of their own
