@@ -11,24 +11,28 @@ from safetensors import SafetensorError, safe_open
 from .errors import message
 
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def check_checkpoint(path: str | os.PathLike | None, subfolder: str = "", *, pickled: bool = False) -> None:
+def check_checkpoint(
+    path: str | os.PathLike | None, subfolder: str = "", *, pickled: bool = False, variant: str | None = None
+) -> None:
     """Refuse what cannot or must not be loaded. Only local directories are looked at; a hub name passes.
 
     Raises:
         OSError: a shard is missing, truncated or corrupt, or there are only pickled weights and `pickled` is false.
-        ValueError: the shard index is no index, or names a file outside its directory.
+        ValueError: a shard index, pickled or of another variant, is no index or names a file outside its directory.
     """
-    folder = Path(path or "", subfolder)
-    if path is None or not folder.is_dir() or pickled:
+    folder = Path(path or "", subfolder or "")
+    if path is None or not folder.is_dir():
         return
-    index = folder / INDEX
-    if index.is_file() and not (folder / WEIGHTS).is_file():
-        shards = read_index(index)
+    files = (file for kind in ("safetensors", "bin") for file in folder.glob(f"*.{kind}.index*.json"))
+    shards_of = {file.name: read_index(file) for file in sorted(files)}
+    if pickled:
+        return
+    tag = f".{variant}" if variant else ""
+    weights, index = f"model{tag}.safetensors", f"model.safetensors.index{tag}.json"
+    if (folder / weights).is_file():
+        shards = [weights]
     else:
-        shards = [name for name in (WEIGHTS,) if (folder / name).is_file()]
+        shards = shards_of.get(index, [])
         bins = sorted(folder.glob("pytorch_model*.bin"))
         if not shards and bins:
             problem = "pickled weights can run code and are not loaded unless asked for"
