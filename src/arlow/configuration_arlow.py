@@ -24,6 +24,7 @@ from .errors import message, value_errors
 logger = logging.get_logger(__name__)
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 ROPE_TYPES = ("default", *ROPE_INIT_FUNCTIONS)
 # What each rope_type cannot do without, besides rope_theta.
 ROPE_NEEDS = {
@@ -33,6 +34,9 @@ ROPE_NEEDS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor"),
 }
+
+# What a `config.json` of a part says it is.
+PARTS = {"arlow_text": "text", "arlowgpt": "text", "arlow_vision": "vision"}
 
 # Keys that Transformers itself puts into a `config.json` or passes to a config, besides the declared fields.
 _LIBRARY_KEYS = {
@@ -55,6 +59,7 @@ class _ArlowConfigBase(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from the content of a `config.json`. Keys no version of this package knows are reported once and
         kept as attributes, so that a file annotated by another program still loads."""
+        cls._refuse_other_part(config_dict)
         known = cls._known_keys()
         unknown = {key: value for key, value in config_dict.items() if key not in known}
         if unknown:
@@ -64,6 +69,13 @@ class _ArlowConfigBase(PreTrainedConfig):
         for key, value in unknown.items():
             setattr(config, key, value)
         return loaded
+
+    @classmethod
+    def _refuse_other_part(cls, fields: dict[str, Any]) -> None:
+        given = PARTS.get(str(fields.get("model_type")))
+        if given is not None and given != PARTS.get(cls.model_type):
+            problem = f"this is a {given} config, which {cls.__name__} does not read"
+            raise ValueError(message("model_type", fields["model_type"], problem, f"use Arlow{given.title()}Config"))
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -195,6 +207,8 @@ class ArlowTextConfig(_ArlowConfigBase):
         self._resolve_layers()
         super().__post_init__(**kwargs)
         self._check_positive("num_labels")
+        known = self.problem_type in (None, *PROBLEM_TYPES)
+        self._check("problem_type", known, f"unknown problem type; use one of {PROBLEM_TYPES}")
         self._check_rope()
         self.cross_attention_layers = self._cross_layers()
         if self.mrope_sections is not None:
@@ -228,9 +242,11 @@ class ArlowTextConfig(_ArlowConfigBase):
         if self.encoder_hidden_size is None:
             self.encoder_hidden_size = self.hidden_size
         self._check_positive("encoder_hidden_size")
-        pad = self.pad_token_id
-        in_vocabulary = pad is None or (_is_int(pad) and 0 <= pad < self.vocab_size)
-        self._check("pad_token_id", in_vocabulary, f"must lie in the vocabulary, 0..{self.vocab_size - 1}")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            ids = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+            valid = all(_is_int(token) and 0 <= token < self.vocab_size for token in ids)
+            self._check(name, valid, f"must lie in the vocabulary, 0..{self.vocab_size - 1}")
         self.mrope_sections = self._check_sections(self.mrope_sections, self.head_dim)
 
     def _resolve_layers(self) -> None:
@@ -262,6 +278,8 @@ class ArlowTextConfig(_ArlowConfigBase):
         self._check(
             "rope_parameters", factor is None or (_is_number(factor) and factor >= 1), "factor must be at least 1"
         )
+        scale = rope.get("attention_factor")
+        self._check("rope_parameters", scale is None or _is_positive(scale), "attention_factor must be positive")
         pairs = self.head_dim // 2
         for key in ("short_factor", "long_factor"):
             values = rope.get(key) or [1.0] * pairs
@@ -279,14 +297,20 @@ class ArlowTextConfig(_ArlowConfigBase):
         self._check("rope_parameters", valid, "partial_rotary_factor must be 1; up to 1 with rope_type 'proportional'")
 
     def _cross_layers(self) -> list[int]:
+        """None without cross-attention; with it all, unless some are named. An empty list names none: it is what a
+        config without cross-attention was saved with."""
+        given = self._as_list("cross_attention_layers") if self.cross_attention_layers is not None else []
+        valid = all(_is_int(i) and 0 <= i < self.num_hidden_layers for i in given) and len(set(given)) == len(given)
+        self._check("cross_attention_layers", valid, f"must be distinct layers in 0..{self.num_hidden_layers - 1}")
         if not self.use_cross_attention:
             return []
-        if self.cross_attention_layers is None:
-            return list(range(self.num_hidden_layers))
-        layers = self._as_list("cross_attention_layers")
-        valid = all(_is_int(i) and 0 <= i < self.num_hidden_layers for i in layers) and len(set(layers)) == len(layers)
-        self._check("cross_attention_layers", valid, f"must be distinct layers in 0..{self.num_hidden_layers - 1}")
-        return sorted(layers)
+        return sorted(given) or list(range(self.num_hidden_layers))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # Once the config is built: what `from_pretrained(..., use_cross_attention=True)` changes, too.
+        if name == "use_cross_attention" and isinstance(self.__dict__.get("cross_attention_layers"), list):
+            super().__setattr__("cross_attention_layers", self._cross_layers())
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -380,6 +404,8 @@ class ArlowVisionConfig(_ArlowConfigBase):
         self._check("embed_dim", self.embed_dim % self.num_heads == 0, f"is no multiple of num_heads={self.num_heads}")
         self._check("embed_dim", self.head_dim % 2 == 0, f"head size {self.head_dim} must be even")
         self._check("mlp_ratio", _is_positive(self.mlp_ratio), "must be positive")
+        wide = self.embed_dim * self.mlp_ratio >= 1
+        self._check("mlp_ratio", wide, f"leaves the MLP no width at embed_dim={self.embed_dim}")
         self._check("rope_theta", _is_positive(self.rope_theta), "must be positive")
         self._check("hidden_act", self.hidden_act in ACT2FN, "is no activation that Transformers knows")
         self.mrope_sections = self._check_sections(self.mrope_sections, self.head_dim)
@@ -456,6 +482,7 @@ class ArlowConfig(_ArlowConfigBase):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        cls._refuse_other_part(config_dict)
         cls._refuse_flat(config_dict)
         config_dict = dict(config_dict)
         for key, part in (("text_config", ArlowTextConfig), ("vision_config", ArlowVisionConfig)):
@@ -516,7 +543,7 @@ class ArlowConfig(_ArlowConfigBase):
         layers = self.deepstack_decoder_layers
         layers = list(range(taps)) if layers is None else self._as_list("deepstack_decoder_layers")
         problem = f"needs one decoder layer in 0..{depth - 1} for each of the {taps} deepstack_visual_indexes"
-        valid = len(layers) == taps and len(set(layers)) == taps and all(_is_int(i) and 0 <= i < depth for i in layers)
+        valid = all(_is_int(i) and 0 <= i < depth for i in layers) and len(layers) == taps == len(set(layers))
         if not valid:
             raise ValueError(message("deepstack_decoder_layers", layers, problem))
         return layers
