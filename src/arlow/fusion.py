@@ -14,7 +14,15 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
-from .checks import check_features, check_inputs, check_keywords, check_media, check_token_types
+from .checks import (
+    check_features,
+    check_inputs,
+    check_keywords,
+    check_kinds,
+    check_media,
+    check_stills,
+    check_token_types,
+)
 from .configuration_arlow import ArlowConfig
 from .conversation import cached_tokens, continue_positions, remember_delta, starts_a_prompt
 from .errors import message
@@ -87,7 +95,9 @@ class ArlowModel(ArlowPreTrainedModel):
         Returns:
             `pooler_output`: one (M_i, E) tensor per image; `deepstack_features`: per tap the same, or `None`.
         """
+        check_media(pixel_values, image_grid_thw, ("pixel_values", "image_grid_thw"))
         image_grid_thw = on_host(image_grid_thw)
+        check_stills(image_grid_thw)
         output = self.visual(pixel_values, image_grid_thw, return_dict=True, **kwargs)
         return self._per_item(output, image_grid_thw)
 
@@ -97,6 +107,7 @@ class ArlowModel(ArlowPreTrainedModel):
         self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor | None = None, **kwargs: Any
     ) -> ArlowVisionOutput:
         """Encode videos: rows (patches, C*T*P*P) and grids (videos, 3), as `get_image_features` for images."""
+        check_media(pixel_values_videos, video_grid_thw, ("pixel_values_videos", "video_grid_thw"))
         video_grid_thw = on_host(video_grid_thw)
         videos = {"pixel_values_videos": pixel_values_videos, "video_grid_thw": video_grid_thw}
         output = self.visual(**videos, return_dict=True, **kwargs)
@@ -169,6 +180,7 @@ class ArlowModel(ArlowPreTrainedModel):
         """
         check_keywords(kwargs, ArlowModel.forward)
         check_inputs(input_ids, inputs_embeds, self.config.text_config)
+        check_kinds(attention_mask, position_ids, past_key_values, mm_encoder_outputs)
         if mm_encoder_outputs and (pixel_values is not None or pixel_values_videos is not None):
             problem = "features and pixels were both given"
             raise ValueError(message("mm_encoder_outputs", list(mm_encoder_outputs), problem, "give one of the two"))
@@ -180,6 +192,7 @@ class ArlowModel(ArlowPreTrainedModel):
         # What the processor marked decides: a placeholder token that the model itself wrote later is text.
         types = found if mm_token_type_ids is None else aligned_types(mm_token_type_ids, found)
         image_grid_thw, video_grid_thw = on_host(image_grid_thw), on_host(video_grid_thw)
+        check_stills(image_grid_thw)
         grids = {IMAGE: image_grid_thw, VIDEO: video_grid_thw}
 
         features = mm_encoder_outputs or {}

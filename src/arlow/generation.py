@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation import GenerationMixin
 
-from .checks import check_rows
+from .checks import check_media, check_rows
 from .configuration_arlow import ArlowConfig
 from .conversation import cached_tokens, continue_positions, remember_delta, uncached_items
 from .errors import message
@@ -136,6 +136,7 @@ class MediaGeneration(_Hooks):
         kept: dict[str, torch.Tensor | None] = {}
         for kind, (pixels_name, grid_name) in names.items():
             pixels, grid = media.get(pixels_name), media.get(grid_name)
+            check_media(pixels, grid, (pixels_name, grid_name))
             if grid is not None and cached_tokens(media.get("past_key_values")):
                 sizes = item_sizes(grid, self.config.vision_config.spatial_merge_size)
                 new = torch.tensor(uncached_items(types == kind, new_tokens, sizes, kind), device=grid.device)

@@ -26,7 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import FLASH, attention_function, make_masks
 from .checkpoint import check_checkpoint
-from .checks import check_encoder_states, check_inputs, check_keywords, check_mask, check_positions
+from .checks import check_encoder_states, check_inputs, check_keywords, check_kinds, check_mask, check_positions
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
 from .errors import CheckpointMismatch, message
 from .rope import ArlowRotaryEmbedding, RotaryTables, apply_rotary_pos_emb
@@ -112,7 +112,8 @@ class ArlowPreTrainedModel(PreTrainedModel):
         """
         if use_safetensors is None and kwargs.get("state_dict") is None and kwargs.get("gguf_file") is None:
             use_safetensors = True
-        check_checkpoint(pretrained_model_name_or_path, kwargs.get("subfolder", ""), pickled=use_safetensors is False)
+        where = {"subfolder": kwargs.get("subfolder", ""), "variant": kwargs.get("variant")}
+        check_checkpoint(pretrained_model_name_or_path, pickled=use_safetensors is False, **where)
         try:
             return super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
@@ -226,6 +227,7 @@ class ArlowTextModel(ArlowPreTrainedModel):
         """
         check_keywords(kwargs, ArlowTextModel.forward)
         check_inputs(input_ids, inputs_embeds, self.config)
+        check_kinds(attention_mask, position_ids, past_key_values)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         check_positions(position_ids, inputs_embeds)

@@ -23,7 +23,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import FLASH_KERNELS, Varlen, attention_function, backend_for, cumulative
-from .checks import check_media, check_rows
+from .checks import check_keywords, check_media, check_rows
 from .configuration_arlow import ArlowVisionConfig
 from .errors import message
 from .rope import VisionRotary, rotate
@@ -83,6 +83,7 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
         Raises:
             ValueError: no pixels; a row width, grid or row count that does not fit, with both numbers.
         """
+        check_keywords(kwargs, ArlowVLVisionModel.forward)
         given = {
             ("pixel_values", "grid_thw"): (pixel_values, grid_thw),
             ("pixel_values_videos", "video_grid_thw"): (pixel_values_videos, video_grid_thw),
