@@ -41,7 +41,7 @@ def check_keywords(kwargs: dict[str, Any], forward: Callable) -> None:
             reader = forward.__qualname__.split(".")[0]
             problem = f"{reader} reads text only and would ignore it"
             raise ValueError(message(name, value, problem, "use ArlowForConditionalGeneration"))
-        if name == "deepstack" and not _reads_text_only(forward):
+        if name == "deepstack" and value is not None and not _reads_text_only(forward):
             raise TypeError("deepstack: the model makes it from the media; only the text decoder takes it")
         meant = _meant(name, forward)
         if meant:
@@ -244,7 +244,9 @@ def _check_kept(kept: int | torch.Tensor, tokens: torch.Tensor) -> None:
     if isinstance(kept, int):
         if kept < 0:
             raise ValueError(message("logits_to_keep", kept, "must not be negative", "0 keeps all"))
-    elif kept.device.type == "cpu" and kept.dtype != torch.bool and kept.numel() and not torch.compiler.is_compiling():
+        return
+    _check_tensor("logits_to_keep", kept)
+    if kept.device.type == "cpu" and kept.dtype != torch.bool and kept.numel() and not torch.compiler.is_compiling():
         length = tokens.shape[1]
         if int(kept.max()) >= length or int(kept.min()) < -length:
             problem = f"holds {int(kept.max())}, the input has positions 0..{length - 1}"
