@@ -38,6 +38,23 @@ def test_keywords_of_the_library_and_of_engines_pass() -> None:
     assert torch.equal(model(input_ids=IDS, **extra).logits, plain)
 
 
+def test_media_that_are_none_pass() -> None:
+    """A text model takes the media arguments of a text-only batch, which are None."""
+    model = ArlowForCausalLM(ArlowTextConfig.tiny()).eval()
+    nothing = dict.fromkeys(("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw"))
+    assert torch.equal(model(input_ids=IDS, **nothing).logits, model(input_ids=IDS).logits)
+    with pytest.raises(ValueError, match=r"image_grid_thw.*ArlowForCausalLM reads text only"):
+        model(input_ids=IDS, image_grid_thw=torch.tensor([[1, 4, 4]]))
+
+
+def test_logits_to_keep_by_position() -> None:
+    """Positions from either end, and a mask of them, keep those logits."""
+    model = ArlowForCausalLM(ArlowTextConfig.tiny()).eval()
+    whole = model(input_ids=IDS).logits
+    for kept in (torch.tensor([0, -1]), torch.tensor([True, False, False, True])):
+        torch.testing.assert_close(model(input_ids=IDS, logits_to_keep=kept).logits, whole[:, [0, 3]])
+
+
 def test_packed_rows_in_a_static_cache_are_refused() -> None:
     """A static cache has one sequence per row; packed positions would attend across documents in silence."""
     model = ArlowForCausalLM(ArlowTextConfig.tiny()).eval()

@@ -452,11 +452,24 @@ def test_rope_keywords_of_earlier_files() -> None:
 def test_layer_ids_fields() -> None:
     """Cross-attention layers default to all, are sorted, and are none without cross-attention."""
     assert ArlowTextConfig.tiny(use_cross_attention=True).cross_attention_layers == [0, 1]
-    assert ArlowTextConfig.tiny(use_cross_attention=True, cross_attention_layers=(1, 0)).cross_attention_layers == [
-        0,
-        1,
-    ]
+    for given in ((1, 0), []):  # an empty list is what a config without cross-attention was saved with
+        config = ArlowTextConfig.tiny(use_cross_attention=True, cross_attention_layers=given)
+        assert config.cross_attention_layers == [0, 1]
     assert ArlowTextConfig.tiny().cross_attention_layers == []
+
+
+def test_cross_attention_switched_later(tmp_path: Path) -> None:
+    """Switching cross-attention on means all layers, unless some are named; files of a decoder without it, too."""
+    config = ArlowTextConfig.tiny()
+    config.use_cross_attention = True
+    assert config.cross_attention_layers == [0, 1]
+    config.use_cross_attention = False
+    assert config.cross_attention_layers == []
+    ArlowConfig.tiny(text_config=config).save_pretrained(tmp_path)
+    both = ArlowConfig.from_pretrained(tmp_path, text_config={"use_cross_attention": True})
+    assert both.text_config.cross_attention_layers == [0, 1]
+    some = ArlowTextConfig.from_pretrained(tmp_path, cross_attention_layers=[1], use_cross_attention=True)
+    assert some.cross_attention_layers == [1]
 
 
 def test_parallel_plans_are_set() -> None:

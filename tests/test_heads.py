@@ -147,6 +147,42 @@ def test_a_batch_without_padding_token_is_refused() -> None:
         model(token_ids(2, 5))
 
 
+@pytest.mark.parametrize(
+    ("kind", "outside"), [*[(kind, -100) for kind in HEADS.values()], (ArlowForQuestionAnswering, 99)]
+)
+def test_nothing_to_learn(kind: Any, outside: int) -> None:
+    """Nothing but labels that are left out gives every head a zero loss, and gradients that are zero."""
+    model, out = head(kind).train(), torch.tensor([outside, outside])
+    labels = {"start_positions": out, "end_positions": out} if kind is ArlowForQuestionAnswering else {"labels": out}
+    if kind is ArlowForTokenClassification:
+        labels = {"labels": out[:, None].expand(2, 6)}
+    loss = model(token_ids(2, 6), **labels).loss
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_rows_left_out_of_the_loss() -> None:
+    """A row of class -100, or with a position behind its end, counts for nothing: the loss is that of the others."""
+    ids = token_ids(2, 6)
+    model = head(ArlowForSequenceClassification)
+    found = model(ids, labels=torch.tensor([-100, 2])).loss
+    torch.testing.assert_close(found, model(ids[1:], labels=torch.tensor([2])).loss)
+    model = head(ArlowForQuestionAnswering)
+    found = model(ids, start_positions=torch.tensor([9, 2]), end_positions=torch.tensor([9, 4])).loss
+    wanted = model(ids[1:], start_positions=torch.tensor([2]), end_positions=torch.tensor([4])).loss
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("kind", HEADS.values(), ids=lambda kind: kind.__name__)
+def test_heads_as_tuples(kind: Any) -> None:
+    """`return_dict=False` gives the same values in the same order."""
+    model, ids = head(kind), token_ids(2, 6)
+    found, wanted = model(ids, return_dict=False), model(ids)
+    assert isinstance(found, tuple) and len(found) == len(wanted.to_tuple())
+    assert torch.equal(found[0], wanted[0])
+
+
 # Token classification
 
 
@@ -165,15 +201,6 @@ def test_token_head() -> None:
     assert torch.equal(loss, output.loss) and torch.equal(logits, output.logits)
     recorded = model(ids, labels=labels, output_hidden_states=True)
     assert len(recorded.hidden_states) == 3 and list(recorded)[:2] == ["loss", "logits"]
-
-
-def test_token_head_without_labels_to_learn() -> None:
-    """All labels -100 give a zero loss and zero gradients."""
-    model = head(ArlowForTokenClassification).train()
-    ids = token_ids(2, 6)
-    loss = model(ids, labels=torch.full_like(ids, -100)).loss
-    loss.backward()
-    assert loss.item() == 0.0 and not model.score.weight.grad.any()
 
 
 @pytest.mark.parametrize(

@@ -224,3 +224,32 @@ def test_a_directory_for_everything(tmp_path: Path) -> None:
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert loaded.generation_config.max_new_tokens == 3
     assert loaded.generate(**INPUTS, do_sample=False).shape[1] == INPUTS["input_ids"].shape[1] + 3
+
+
+@torch.no_grad()
+def test_cross_attention_switched_on_at_load(tmp_path: Path) -> None:
+    """A decoder saved without cross-attention gets it in all layers, or in the named ones, where loading asks for it;
+    with closed gates it computes what it did, and it saves and loads as it then is."""
+    model = tiny_causal_lm()
+    model.save_pretrained(tmp_path / "plain")
+    wanted = model(**TEXT).logits
+    for layers, options in (([0, 1, 2], {}), ([1], {"cross_attention_layers": [1]})):
+        loaded = ArlowForCausalLM.from_pretrained(tmp_path / "plain", use_cross_attention=True, **options)
+        assert loaded.config.cross_attention_layers == layers
+        assert [i for i, layer in enumerate(loaded.model.layers) if layer.cross_attn is not None] == layers
+        states = torch.randn(1, 3, loaded.config.encoder_hidden_size)
+        assert torch.equal(loaded(**TEXT, encoder_hidden_states=states).logits, wanted)
+        loaded.save_pretrained(tmp_path / "crossed")
+        assert_same_model(ArlowForCausalLM.from_pretrained(tmp_path / "crossed"), loaded)
+    off = ArlowForCausalLM.from_pretrained(tmp_path / "crossed", use_cross_attention=False)
+    assert off.config.cross_attention_layers == []
+    assert torch.equal(off(**TEXT).logits, wanted)
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["one_file", "shards"])
+def test_variants(shards: bool, tmp_path: Path) -> None:
+    """A variant loads by its name, beside a truncated checkpoint without one that is not asked for."""
+    model = tiny_causal_lm()
+    model.save_pretrained(tmp_path, variant="fp16", max_shard_size="60KB" if shards else "5GB")
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    assert_same_model(ArlowForCausalLM.from_pretrained(tmp_path, variant="fp16"), model)

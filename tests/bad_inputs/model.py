@@ -98,6 +98,17 @@ def rename_shard(folder: Path, name: Any) -> None:
     index.write_text(json.dumps(content))
 
 
+def other_index(folder: Path, name: str) -> None:
+    """An index of another kind, of shards beside the directory."""
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": "../elsewhere"}}))
+
+
+def cut_variant(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    (folder / "model.fp16.safetensors").write_bytes((folder / "model.fp16.safetensors").read_bytes()[:-1000])
+
+
 def pickle_instead(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
@@ -132,13 +143,20 @@ ENCODER = [
 ENCODER_KINDS = [
     ("pixels as an array", see(np.zeros((16, STILL), np.float32), ONE), "pixel_values"),
     ("grid as a list", see(STILLS, [[1, 4, 4]]), "grid_thw"),
+    ("misspelt videos", see(STILLS, ONE, pixel_values_video=torch.zeros(16, CLIP)), "'pixel_values_videos'"),
 ]
 
 TWO = (ROWS[1], prompt(2, image(4, 4, seed=4), 1, seed=4))
 MODEL_KINDS = [
     ("pixels as an array", ask(ROWS[1], pixel_values=np.zeros((24, STILL))), "return_tensors"),
     ("grid as a list", ask(ROWS[1], image_grid_thw=[[1, 4, 6]]), "image_grid_thw"),
-]
+    ("ids as a list", ask(ROWS[0], input_ids=[[1, 2, 3]]), "input_ids"),
+    ("mask as a list", ask(ROWS[0], attention_mask=[[1] * 5]), "attention_mask"),
+    ("features as a list", ask(ROWS[1], without=PIXELS, mm_encoder_outputs=[1]), "mm_encoder_outputs=[1]"),
+    ("features as a tensor",
+     ask(ROWS[1], without=PIXELS, mm_encoder_outputs={"image": torch.zeros(6, 64)}), "mm_encoder_outputs['image']"),
+    ("deepstack from outside", ask(ROWS[1], deepstack={0: torch.zeros(1)}), "deepstack"),
+]  # fmt: skip
 MODEL = [
     ("placeholders without pixels", ask(without=PIXELS), "row 1 has 6 image"),
     ("images but no videos", ask(without=PIXELS[2:]), "8 video"),
@@ -148,6 +166,10 @@ MODEL = [
     ("half a video in each row",
      ask(*[prompt(1, video(1, 4, 4), seed=5)] * 2, **pixels([video(2, 4, 4)])), "row 0 has 4 video"),
     ("pixels without their grid", ask(ROWS[1], without=("image_grid_thw",)), "image_grid_thw"),
+    ("ids of one dimension", ask(ROWS[0], input_ids=torch.arange(7, 12)), "must have shape (batch, sequence)"),
+    ("image of two frames", ask(ROWS[1], image_grid_thw=grid((2, 2, 6))), "image_grid_thw[0]=[2, 2, 6]"),
+    ("features of an image of two frames",
+     lambda _: tiny_vlm().get_image_features(STILLS, grid((4, 2, 2))), "image_grid_thw[0]=[4, 2, 2]"),
     ("grid without its pixels", ask(ROWS[1], without=("pixel_values",)), "6 image"),
     ("rows that the grid does not describe", ask(ROWS[1], pixel_values=torch.zeros(20, STILL)), "20 rows"),
     ("images passed as videos",
@@ -174,6 +196,7 @@ MODEL = [
 ANSWERS = [
     ("prompt without its pixels", generate(without=PIXELS), "6 image"),
     ("prompt with the wrong image", generate(ROWS[1], **pixels([image(4, 4)])), "6 image"),
+    ("prompt without its grid", generate(ROWS[1], without=("image_grid_thw",)), "image_grid_thw=None"),
     ("misspelt argument", generate(ROWS[1], pixel_value=torch.zeros(1)), "pixel_value"),
     ("new turn without its image", answer_to({}), "4 image"),
     ("new turn with two images for one", answer_to(pixels([image(4, 4), image(4, 4)])), "2 image"),
@@ -190,6 +213,7 @@ FILES = [
         "corrupt",
     ),
     ("empty weights", load(lambda at: (at / "model.safetensors").write_bytes(b"")), "corrupt"),
+    ("weights of a variant cut off", load(cut_variant, variant="fp16"), "model.fp16.safetensors"),
     ("no weights", load(lambda at: (at / "model.safetensors").unlink()), "model.safetensors"),
     ("pickled weights nobody asked for", load(pickle_instead), "pickled"),
     ("missing shard", load(lambda at: next(at.glob("model-00002*")).unlink(), shards=True), "missing"),
@@ -198,6 +222,10 @@ FILES = [
 CONTENTS = [
     ("shard outside the directory", load(lambda at: rename_shard(at, "../model.safetensors"), shards=True), "outside"),
     ("shard by absolute path", load(lambda at: rename_shard(at, "/etc/passwd"), shards=True), "outside"),
+    ("shard of a variant outside the directory",
+     load(lambda at: other_index(at, "model.safetensors.index.fp16.json"), variant="fp16"), "outside"),
+    ("pickled shard outside the directory",
+     load(lambda at: other_index(at, "pytorch_model.bin.index.json"), use_safetensors=False), "outside"),
     ("shard that is a number", load(lambda at: rename_shard(at, 3), shards=True), "weight_map"),
     ("index that is no index",
      load(lambda at: (at / "model.safetensors.index.json").write_text("[]"), shards=True), "no shard index"),
