@@ -452,8 +452,8 @@ def test_rope_keywords_of_earlier_files() -> None:
 def test_layer_ids_fields() -> None:
     """Cross-attention layers default to all, are sorted, and are none without cross-attention."""
     assert ArlowTextConfig.tiny(use_cross_attention=True).cross_attention_layers == [0, 1]
-    for given in ((1, 0), []):  # an empty list is what a config without cross-attention was saved with
-        config = ArlowTextConfig.tiny(use_cross_attention=True, cross_attention_layers=given)
+    for layers in ((1, 0), []):  # an empty list is what a config without cross-attention was saved with
+        config = ArlowTextConfig.tiny(use_cross_attention=True, cross_attention_layers=layers)
         assert config.cross_attention_layers == [0, 1]
     assert ArlowTextConfig.tiny().cross_attention_layers == []
 
