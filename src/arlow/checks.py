@@ -197,7 +197,8 @@ def check_row_labels(labels: torch.Tensor | None, rows: int, config: Any) -> Non
     wanted = (rows,) if one_each else (rows, config.num_labels)
     fits = labels.numel() == rows if one_each else tuple(labels.shape) == wanted
     if not fits:
-        raise ValueError(message("labels", labels, f"must have shape {wanted}"))
+        remedy = "several labels at once are floats" if single else ""
+        raise ValueError(message("labels", labels, f"must have shape {wanted}", remedy))
     if single:
         _check_classes(labels, config.num_labels)
     elif not labels.is_floating_point() and config.num_labels > 1:
