@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tiny_models import Picture, Prompt, batch, image, pixels, prompt, tiny_vlm, video, words
+from tiny_models import Picture, Prompt, batch, image, pixels, prompt, random_images, tiny_vlm, video, words
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 
@@ -250,3 +250,23 @@ def test_wrong_second_turns(model, change, says: str) -> None:
     inputs = change(chat, chat.second(MORE_IMAGE))
     with pytest.raises(ValueError, match=says):
         generate(model, inputs, past_key_values=chat.cache)
+
+
+def test_a_cropped_cache_is_not_trusted_with_positions():
+    """Cropped to before an image, a cache no longer knows its offset: the whole conversation gives the right answer,
+    less than that is an error; cropped text-only caches go on as ever."""
+    model = tiny_vlm().eval()
+    pixels, grid = random_images([(1, 8, 4)])
+    ids = torch.tensor([[10, 11, 12, 13, 3, *[5] * 8, 4, 14, 15, 16]])
+    first = model.generate(
+        input_ids=ids, pixel_values=pixels, image_grid_thw=grid, max_new_tokens=3, do_sample=False,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    cache = first.past_key_values
+    cache.crop(3 - cache.get_seq_length())
+    edited = torch.tensor([[10, 11, 12, 20, 21, 22]])
+    expected = model.generate(input_ids=edited, max_new_tokens=4, do_sample=False)
+    found = model.generate(input_ids=edited, past_key_values=copy.deepcopy(cache), max_new_tokens=4, do_sample=False)
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="past_key_values=3: was cropped"):
+        model(input_ids=edited[:, 3:], past_key_values=cache)

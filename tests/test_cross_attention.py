@@ -131,7 +131,7 @@ def test_equals_float64(name: str, bias: bool) -> None:
         for parameter in module.parameters():
             parameter.normal_(std=0.3)
     hidden = torch.randn(2, 5, 32)
-    ours = module(hidden, EncoderStates(states(), MASKS[name]), keep=False)
+    ours = module(hidden, states(), EncoderStates(states(), MASKS[name]), keep=False)
     theirs = reference(module, hidden, states(), MASKS[name])
     torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-4)
     if name == "one row hidden":
@@ -145,7 +145,7 @@ def test_it_stands_between_attention_and_mlp() -> None:
     hidden = torch.randn(2, 5, 32)
     cos_sin = model.model.rotary_emb(hidden, torch.arange(5)[None])
     with torch.no_grad():
-        result = layer(hidden, position_embeddings=cos_sin, encoder=encoder)
+        result = layer(hidden, encoder.states, position_embeddings=cos_sin, encoder=encoder)
         h = hidden + layer.self_attn(layer.input_layernorm(hidden), position_embeddings=cos_sin, backend="sdpa")[0]
         h = h + reference(layer.cross_attn, layer.cross_attn_layernorm(h), states(), None).float()
         h = h + layer.mlp(layer.post_attention_layernorm(h))
@@ -541,3 +541,18 @@ def test_states_for_a_model_without_cross_attention() -> None:
         causal_lm()(token_ids(2, 5), encoder_hidden_states=torch.zeros(2, 6, 32))
     with pytest.raises(ValueError, match="no cross-attention"):
         causal_lm().generate(token_ids(2, 5), max_new_tokens=2, encoder_hidden_states=torch.zeros(2, 6, 32))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_reaches_a_trained_encoder(reentrant: bool) -> None:
+    """States that are themselves computed get the same gradients with both kinds of checkpointing as without."""
+    grads = []
+    for checkpointing in (False, True):
+        model, ids = crossed().train(), token_ids(2, 7)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        torch.manual_seed(0)
+        encoder = torch.nn.Linear(states().shape[-1], states().shape[-1])
+        model(input_ids=ids, labels=ids, encoder_hidden_states=encoder(states()).tanh()).loss.backward()
+        grads.append(encoder.weight.grad)
+    torch.testing.assert_close(grads[0], grads[1])

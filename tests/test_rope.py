@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as llama_apply
 
-from arlow import ArlowForCausalLM, ArlowRotaryEmbedding, apply_rotary_pos_emb
+from arlow import ArlowForCausalLM, ArlowRotaryEmbedding, ArlowTextConfig, apply_rotary_pos_emb
 from arlow.rope import axis_of_pairs
 
 
@@ -264,3 +264,22 @@ def test_a_model_uses_its_rope(name: str) -> None:
         logits = model(ids).logits
         assert logits.isfinite().all()
         assert (name == "default") == torch.allclose(logits, other(ids).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_packed_sequences_use_their_own_length(rope: str) -> None:
+    """A short sequence packed behind a long one is rotated as it is alone, though the row is long."""
+    pairs = 8
+    parameters = {
+        "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+        "longrope": {
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * pairs, "long_factor": [3.0] * pairs,
+            "original_max_position_embeddings": 16, "factor": 2.0,
+        },
+    }[rope]  # fmt: skip
+    rotary = ArlowRotaryEmbedding(ArlowTextConfig.tiny(max_position_embeddings=16, rope_parameters=parameters))
+    packed = torch.cat((torch.arange(40), torch.arange(8)))[None]
+    x = torch.zeros(1)
+    for part, alone in ((slice(40), torch.arange(40)[None]), (slice(40, None), torch.arange(8)[None])):
+        for found, expected in zip(rotary(x, packed), rotary(x, alone), strict=True):
+            assert torch.equal(found[:, part], expected)

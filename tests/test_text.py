@@ -24,7 +24,7 @@ from transformers import (
     StaticCache,
 )
 
-from arlow import ArlowForCausalLM, ArlowRMSNorm, ArlowTextModel
+from arlow import ArlowForCausalLM, ArlowRMSNorm, ArlowTextConfig, ArlowTextModel
 
 
 BACKENDS = ("eager", "sdpa")
@@ -584,3 +584,35 @@ def test_wrong_inputs_are_value_errors(inputs: dict[str, Any], says: str) -> Non
     with pytest.raises(ValueError) as caught:
         causal_lm()(**inputs)
     assert says in str(caught.value) and len(str(caught.value)) <= 300
+
+
+def test_packed_sequences_with_padding_between_them() -> None:
+    """Padding between two packed sequences does not join them: each gets what it gets alone."""
+    model = ArlowTextModel(ArlowTextConfig.tiny()).eval()
+    ids = torch.randint(10, 500, (1, 11))
+    positions = torch.tensor([[0, 1, 2, 3, 0, 0, 0, 1, 2, 3, 4]])
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        packed = model(ids, attention_mask=mask, position_ids=positions).last_hidden_state
+        for part in (slice(0, 4), slice(6, 11)):
+            torch.testing.assert_close(packed[:, part], model(ids[:, part]).last_hidden_state, atol=2e-5, rtol=1e-4)
+
+
+def test_packed_positions_of_one_row_hold_for_all() -> None:
+    """Positions (1, S) that restart split every row of a batch."""
+    model = ArlowTextModel(ArlowTextConfig.tiny()).eval()
+    ids = torch.randint(10, 500, (2, 6))
+    positions = torch.tensor([[0, 1, 0, 1, 2, 3]])
+    with torch.no_grad():
+        packed = model(ids, position_ids=positions).last_hidden_state
+        alone = model(ids[:, 2:]).last_hidden_state
+    torch.testing.assert_close(packed[:, 2:], alone, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [2, 5, 12])
+def test_a_mask_of_another_length_than_the_conversation_is_refused(length: int) -> None:
+    """With six tokens in the cache and two new ones, a mask covers eight."""
+    model = ArlowTextModel(ArlowTextConfig.tiny()).eval()
+    cache = model(torch.full((1, 6), 20)).past_key_values
+    with pytest.raises(ValueError, match=r"attention_mask.*\(1, 8\)"):
+        model(torch.full((1, 2), 20), attention_mask=torch.ones(1, length), past_key_values=cache)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import disk_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CLIP, PATCH, STILL, random_images, random_videos, tiny_vision
@@ -583,3 +584,17 @@ def test_attention_stays_one_call_per_group(monkeypatch) -> None:
     monkeypatch.setattr(ArlowVisionAttention, "_grouped", spy)
     tiny_vision()(*random_images([(1, 4, 4)] * 8 + [(1, 2, 2)]))
     assert calls == [[(8, 16), (1, 4)]] * 2
+
+
+def test_patch_embedding_is_called_as_a_module(tmp_path: Path) -> None:
+    """Offloaded to disk, hooked or wrapped, the projection is found: its weight is never read behind its back."""
+    model = tiny_vision()
+    pixels, grid = random_images([(1, 4, 6)])
+    expected = model(pixels, grid).pooler_output
+    calls: list[int] = []
+    handle = model.patch_embed.proj.register_forward_hook(lambda *_: calls.append(1))
+    model(pixels, grid)
+    handle.remove()
+    assert calls == [1]
+    disk_offload(model, tmp_path, execution_device="cpu")
+    torch.testing.assert_close(model(pixels, grid).pooler_output, expected)

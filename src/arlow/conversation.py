@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from .errors import message
 from .positions import IMAGE, VIDEO, check_placeholders, get_rope_index
 
 
@@ -28,9 +29,14 @@ def starts_a_prompt(past_key_values: Cache | None, kwargs: dict[str, Any]) -> bo
 
 
 def remember_delta(
-    cache: Cache | None, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | dict | None
+    cache: Cache | None,
+    position_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | dict | None,
+    *,
+    media: bool,
 ) -> None:
-    """Keep on the cache how far the axes are ahead of the text positions, (B, 1), for a turn that gives none."""
+    """Keep on the cache how far the axes are ahead of the text positions, (B, 1), for a turn that gives none, and how
+    many tokens it held when media last changed that."""
     if cache is None or position_ids is None or position_ids.ndim != 3 or torch.compiler.is_compiling():
         return
     axes = position_ids[-3:].amax(dim=(0, 2))  # [B]
@@ -41,6 +47,26 @@ def remember_delta(
     else:
         text = cached_tokens(cache) - 1
     cache.rope_delta = (axes - text)[:, None]
+    if media:
+        cache.rope_delta_since = cached_tokens(cache)
+
+
+def remembered_delta(cache: Cache | None, batch: int) -> torch.Tensor | None:
+    """What `remember_delta` left, (B, 1), or `None` where nothing came before.
+
+    Raises:
+        ValueError: the cache was cropped or reordered since, so that the offset belongs to other tokens.
+    """
+    delta = getattr(cache, "rope_delta", None)
+    past = cached_tokens(cache)
+    if delta is None or past == 0:  # a cache that was reset keeps its attributes
+        return None
+    since = getattr(cache, "rope_delta_since", 0)
+    if past < since or len(delta) not in (1, batch):
+        problem = f"was cropped into a turn with media, or its rows were changed, after {since} tokens"
+        remedy = "pass the whole conversation with all its media, or a fresh cache"
+        raise ValueError(message("past_key_values", past, problem, remedy))
+    return delta
 
 
 def continue_positions(

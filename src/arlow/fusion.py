@@ -24,7 +24,7 @@ from .checks import (
     check_token_types,
 )
 from .configuration_arlow import ArlowConfig
-from .conversation import cached_tokens, continue_positions, remember_delta, starts_a_prompt
+from .conversation import continue_positions, remember_delta, remembered_delta, starts_a_prompt
 from .errors import message
 from .positions import (
     IMAGE,
@@ -216,7 +216,8 @@ class ArlowModel(ArlowPreTrainedModel):
             deepstack=deepstack,
             **kwargs,
         )
-        remember_delta(outputs.past_key_values, position_ids, attention_mask)
+        media = bool(features) or input_ids is None
+        remember_delta(outputs.past_key_values, position_ids, attention_mask, media=media)
         return outputs
 
     def _placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
@@ -277,9 +278,7 @@ class ArlowModel(ArlowPreTrainedModel):
     ) -> torch.Tensor | None:
         """Positions of the new tokens, (4, B, S) with the text row first, when the caller gave none; `None` leaves
         plain text to the decoder."""
-        delta = None
-        if cached_tokens(past_key_values) > 0:  # a cache that was reset keeps its attributes
-            delta = getattr(past_key_values, "rope_delta", None)
+        delta = remembered_delta(past_key_values, len(types))
         media = any(grid is not None for grid in grids.values())
         if delta is None and not media:
             return None

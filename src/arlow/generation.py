@@ -13,10 +13,10 @@ from transformers.generation import GenerationMixin
 
 from .checks import check_media, check_rows
 from .configuration_arlow import ArlowConfig
-from .conversation import cached_tokens, continue_positions, remember_delta, uncached_items
+from .conversation import cached_tokens, continue_positions, remember_delta, remembered_delta, uncached_items
 from .errors import message
 from .fusion import ArlowModel
-from .positions import IMAGE, VIDEO, item_sizes
+from .positions import IMAGE, VIDEO, count_placeholders, item_sizes
 from .vision import ArlowVisionOutput
 
 
@@ -42,14 +42,19 @@ class MediaGeneration(_Hooks):
             raise ValueError(message("attention_mask", text, problem, "pass the whole conversation's"))
         types = self._conversation_types(inputs_tensor, model_kwargs, length)
         text = text.to(types.device).expand(len(types), -1)
-        grids = self._new_media(types, length - past, model_kwargs)
+        mask, merge = model_kwargs.get("attention_mask"), self.config.vision_config.spatial_merge_size
+        given = {IMAGE: model_kwargs.get("image_grid_thw"), VIDEO: model_kwargs.get("video_grid_thw")}
+        counts = count_placeholders(types)
+        if types.shape[1] == length and all(sum(item_sizes(given[k], merge)) == sum(counts[k]) for k in given):
+            return continue_positions(text, types, mask, None, given, merge)  # everything is known
+        new_media = self._new_media(types, length - past, model_kwargs)
         new = continue_positions(
             text[:, past:],
             types[:, past - length :],
-            model_kwargs.get("attention_mask"),
-            getattr(model_kwargs["past_key_values"], "rope_delta", None) if past else None,
-            {IMAGE: grids.get("image_grid_thw"), VIDEO: grids.get("video_grid_thw")},
-            self.config.vision_config.spatial_merge_size,
+            mask,
+            remembered_delta(model_kwargs.get("past_key_values"), len(types)),
+            {IMAGE: new_media["image_grid_thw"], VIDEO: new_media["video_grid_thw"]},
+            merge,
         )
         before = text[None, :, :past].expand(4, -1, -1)  # cached already: never read
         return torch.cat((before, new), dim=-1)
@@ -83,7 +88,7 @@ class MediaGeneration(_Hooks):
             axes = positions[1:, :, -num_new_tokens:]
             axes.copy_(axes.amax(dim=0, keepdim=True).expand_as(axes))
             if cache is not None and not hasattr(cache, "rope_delta"):  # a compiled prefill leaves none
-                remember_delta(cache, positions, None)
+                remember_delta(cache, positions, None, media=True)
         return model_kwargs
 
     def prepare_inputs_for_generation(

@@ -164,8 +164,9 @@ def _known_backend(name: Any) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        remedy = "use eager, sdpa or flash_attention_2"
-        raise ValueError(message("attn_implementation", name, "is no attention backend", remedy)) from error
+        # The library's first words, which its tests look for.
+        text = f'Specified `attn_implementation="{str(name)[:80]}"` is not supported'
+        raise ValueError(f"{text}; use eager, sdpa or flash_attention_2") from error
 
 
 class ArlowTextModel(ArlowPreTrainedModel):
@@ -249,6 +250,7 @@ class ArlowTextModel(ArlowPreTrainedModel):
         for i, layer in enumerate(self.layers):
             hidden_states = layer(
                 hidden_states,
+                None if encoder is None else encoder.states,
                 attention_mask=masks[self.config.layer_types[i]],
                 position_embeddings=position_embeddings,
                 position_ids=text_positions,
@@ -345,6 +347,7 @@ class ArlowDecoderLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
@@ -364,9 +367,9 @@ class ArlowDecoderLayer(GradientCheckpointingLayer):
         )
         hidden_states = hidden_states + self._drop(attended)
         if self.cross_attn is not None and encoder is not None:
-            crossed = self.cross_attn(
-                self.cross_attn_layernorm(hidden_states), encoder, keep=past_key_values is not None
-            )
+            # The states come as a tensor argument, so that checkpointing and dispatching see them.
+            normed, keep = self.cross_attn_layernorm(hidden_states), past_key_values is not None
+            crossed = self.cross_attn(normed, encoder_hidden_states, encoder, keep=keep)
             hidden_states = hidden_states + self._drop(crossed)
         return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
 
@@ -447,13 +450,23 @@ class ArlowCrossAttention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
         self.gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden_states: torch.Tensor, encoder: EncoderStates, *, keep: bool) -> torch.Tensor:
-        """`keep`: leave keys and values with `encoder` for the next call."""
+    def forward(
+        self, hidden_states: torch.Tensor, states: torch.Tensor, encoder: EncoderStates, *, keep: bool
+    ) -> torch.Tensor:
+        """`states` (B, L, width) are those of `encoder`, on this layer's device. `keep`: leave keys and values with
+        `encoder` for the next call."""
         query = self._heads(self.q_proj(hidden_states))
-        key, value = encoder.key_values.get(self.layer_idx) or self._key_values(encoder, hidden_states.dtype, keep)
+        key_value = encoder.key_values.get(self.layer_idx)
+        if key_value is None:
+            states = states.to(hidden_states)
+            key_value = self._heads(self.k_proj(states)), self._heads(self.v_proj(states))  # [B, KV, L, D]
+            if keep:
+                encoder.key_values[self.layer_idx] = key_value
+        key, value = key_value
         mask, real = None, None
         if encoder.mask is not None:
-            mask = encoder.mask.bool()[:, None, None].expand(-1, 1, query.shape[2], -1)  # [B, 1, S, L]
+            mask = encoder.mask.to(query.device).bool()[:, None, None]  # [B, 1, 1, L]
+            mask = mask.expand(-1, 1, query.shape[2], -1)  # [B, 1, S, L]
             real = mask.any(dim=-1, keepdim=True)  # [B, 1, S, 1]
             mask, real = mask | ~real, real[:, 0]  # a softmax over nothing is NaN in some kernels
         output = nn.functional.scaled_dot_product_attention(
@@ -469,13 +482,6 @@ class ArlowCrossAttention(nn.Module):
         if real is not None:
             output = torch.where(real, output, 0)  # a row without any encoder token takes nothing
         return self.gate.tanh() * output
-
-    def _key_values(self, encoder: EncoderStates, dtype: torch.dtype, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        states = encoder.states.to(dtype)
-        pair = self._heads(self.k_proj(states)), self._heads(self.v_proj(states))  # [B, KV, L, D]
-        if keep:
-            encoder.key_values[self.layer_idx] = pair
-        return pair
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)

@@ -72,6 +72,7 @@ INIT_OPTIONS = (
     *("split_special_tokens", "clean_up_tokenization_spaces", "add_bos_token", "add_eos_token", "add_prefix_space"),
     *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens", "added_tokens_decoder"),
     *("name_or_path", "processor_class", "auto_map", "verbose", "backend"),
+    "add_special_tokens",  # the name of a method, no slip: Transformers refuses it with an `AttributeError`
     *(*TokenizersBackend.SPECIAL_TOKENS_ATTRIBUTES, *NAMED_TOKENS),
 )
 LOADING_OPTIONS = (
