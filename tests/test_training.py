@@ -157,7 +157,8 @@ def test_resid_dropout_drops_what_joins_the_stream() -> None:
     hidden = torch.randn(4, 40, 32)
     tables = model.model.rotary_emb(hidden, torch.arange(40)[None])
     for encoder, untouched in ((None, 1 / 4), (EncoderStates(torch.randn(4, 6, 32), None), 1 / 8)):
-        update = layer(hidden, position_embeddings=tables, encoder=encoder) - hidden
+        states = None if encoder is None else encoder.states
+        update = layer(hidden, states, position_embeddings=tables, encoder=encoder) - hidden
         assert (update == 0).float().mean().item() == pytest.approx(untouched, abs=0.02)
 
 
@@ -167,9 +168,13 @@ def test_cross_attention_drops_too() -> None:
     module, hidden = model.model.layers[0].cross_attn, torch.randn(2, 5, 32)
     module.gate.data.fill_(1.0)
     encoder = EncoderStates(torch.randn(2, 6, 32), None)
-    assert torch.equal(module(hidden, encoder, keep=False), module(hidden, encoder, keep=False))
+    assert torch.equal(
+        module(hidden, encoder.states, encoder, keep=False), module(hidden, encoder.states, encoder, keep=False)
+    )
     module.train()
-    assert not torch.equal(module(hidden, encoder, keep=False), module(hidden, encoder, keep=False))
+    assert not torch.equal(
+        module(hidden, encoder.states, encoder, keep=False), module(hidden, encoder.states, encoder, keep=False)
+    )
 
 
 # Checkpointing
