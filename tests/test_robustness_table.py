@@ -37,7 +37,7 @@ def answer(case: BadInput, folder: Path) -> tuple[str, str]:
     except case.error as error:
         text = " ".join(str(error).split()).replace(str(folder), "…")
         text = re.sub(r"(?<=127\.0\.0\.1:)\d+|(?<=localhost:)\d+", "PORT", text)
-        return type(error).__name__, text.replace("|", "\\|").replace("<", "&lt;")
+        return type(error).__name__, re.sub(r"([|\[\]_*`])", r"\\\1", text).replace("<", "&lt;")
     return "", "no error"
 
 
