@@ -70,3 +70,7 @@ def padded(rows: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Ten
 def packed(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (S_i,) one after the other (1, T), and positions that restart (1, T)."""
     return torch.cat(rows)[None], torch.cat([torch.arange(len(row)) for row in rows])[None]
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import math
+import numbers
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -59,6 +61,16 @@ def cut(text: str) -> str:
 def message(field: str, value: object, problem: str, remedy: str = "") -> str:
     """`field=value: problem; remedy`, the shape of every error Arlow raises, cut below 300 characters."""
     return cut(f"{field}={shorten(value)}: {problem}" + (f"; {remedy}" if remedy else ""))
+
+
+def is_number(value: Any, *, above: float) -> bool:
+    """Whether `value` is a number (no bool) over `above`, and finite as a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return above < float(value) < math.inf
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def refuse_unknown(where: str, given: Iterable[str], known: Collection[str]) -> None:

@@ -15,7 +15,6 @@ import binascii
 import http.client
 import io
 import ipaddress
-import math
 import numbers
 import os
 import re
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import cut, message, shorten
+from .errors import cut, is_number, message, shorten
 
 
 Source = str | os.PathLike | bytes | bytearray | memoryview
@@ -77,7 +76,7 @@ class MediaPolicy:
             object.__setattr__(self, field, int(value))
         for field in ("max_seconds", "max_aspect_ratio", "timeout"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:  # type: ignore[operator]
+            if not is_number(value, above=0):
                 raise ValueError(message(field, value, "must be a positive, finite number"))
             if not isinstance(value, (int, float)):  # NumPy's, or a fraction
                 object.__setattr__(self, field, float(value))

@@ -19,7 +19,7 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from .errors import message, shorten
+from .errors import is_number, message, shorten
 from .media import INPUT_FORMATS, VALUE_RANGES
 from .media_fetch import DEFAULT_POLICY, MediaPolicy
 from .patches import normalise_rows, target_size
@@ -168,16 +168,6 @@ def check_integer(field: str, value: Any) -> None:
     """Raise `ValueError` unless `value` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(message(field, value, "must be a positive integer"))
-
-
-def is_number(value: Any, *, above: float) -> bool:
-    """Whether `value` is a number (no bool) over `above`, and finite as a float."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return False
-    try:
-        return above < float(value) < math.inf
-    except OverflowError:  # an integer of hundreds of digits
-        return False
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from PIL import Image
 
 from ._compat import one_thread
 from .container_ends import what_is_missing
-from .errors import cut, message, shorten
+from .errors import cut, is_number, message, shorten
 from .frame_sampling import VideoFacts, frame_change
 from .media import (
     CHANNELS,
@@ -461,7 +460,7 @@ def _known_times(
     source_rate = fps if fps is not None else metadata.get("fps")
     if source_rate is None:
         return None, None, None
-    if isinstance(source_rate, bool) or not isinstance(source_rate, numbers.Real) or not 0 < source_rate < math.inf:  # type: ignore[operator]
+    if not is_number(source_rate, above=0):
         raise ValueError(message("fps", source_rate, f"the frame rate of {name} must be a positive number"))
     source_rate = float(source_rate)  # NumPy's, or a fraction
     indices, total = metadata.get("frames_indices"), metadata.get("total_num_frames")
