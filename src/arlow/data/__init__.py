@@ -1,0 +1,1 @@
+"""Training data: what is read, drawn or made, and in which order."""

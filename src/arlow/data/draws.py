@@ -1,0 +1,65 @@
+"""The order of training data: draw number -> item, the same on any machine, with any number of workers, after a stop.
+
+A run of N samples is a list of N draws. Draw `i` stands in pass `i // len(items)`; every pass visits every item once, in
+an order of its own. All that is random in a sample (a mask, a crop) comes from a generator made from seed and draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ..errors import message
+from .bad_samples import BadSamples, TooManyBadSamples
+
+
+class Draws(Dataset):
+    """`count` samples drawn from `items`.
+
+    Args:
+        items: what can be drawn.
+        load: `load(item, rng)` gives the sample; a `ValueError` or `OSError` from it marks the item as unreadable.
+        count: how many draws there are.
+        seed: of the order and of every sample's `rng`.
+        bad_samples: where unreadable items are written down; another item is drawn for them.
+        name: `name(item)`, how an unreadable item is called there.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Any],
+        load: Callable[[Any, np.random.Generator], Any],
+        *,
+        count: int,
+        seed: int,
+        bad_samples: BadSamples,
+        name: Callable[[Any], str] = str,
+    ) -> None:
+        self.items, self.load, self.count, self.seed = items, load, count, seed
+        self.bad_samples, self.name = bad_samples, name
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, draw: int) -> Any:
+        rng = np.random.default_rng((self.seed, draw))
+        index = self.index(draw)
+        for _ in range(len(self.items) + self.bad_samples.limit + 1):
+            item = self.items[index]
+            try:
+                return self.load(item, rng)
+            except (ValueError, OSError) as error:
+                self.bad_samples.add(self.name(item), error)
+            index = int(rng.integers(len(self.items)))
+        raise TooManyBadSamples(message("data", len(self.items), "items, and hardly one can be read"))
+
+    def index(self, draw: int) -> int:
+        """Which item a draw takes."""
+        lap, place = divmod(draw, len(self.items))
+        if lap != self._order[0]:
+            self._order = lap, np.random.default_rng((self.seed, lap, 1)).permutation(len(self.items))
+        return int(self._order[1][place])

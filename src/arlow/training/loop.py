@@ -1,0 +1,336 @@
+"""What all stages share: a recipe, a model and data in; a run of `transformers.Trainer`; a saved model out.
+
+Flow: `check_output` looks for trouble -> `run` trains (from the newest complete checkpoint) -> the model is saved.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..errors import cut, message, refuse_unknown
+from .recipe import CommonRecipe, write_recipe
+
+
+RECIPE_NAME = "recipe.yaml"
+STATE_NAME = "trainer_state.json"  # the Trainer writes it last: a checkpoint that has it is complete
+# What may differ between a run and its resumption without changing what is computed.
+FREE_TO_CHANGE = {
+    "output_dir",
+    "resume",
+    "save_steps",
+    "keep_checkpoints",
+    "log_steps",
+    "eval_steps",
+    "report_to",
+    "workers",
+    "bad_samples_limit",
+}
+
+
+class Stopped(Exception):
+    """SIGTERM came. A checkpoint was saved; the same command goes on from it."""
+
+
+def total_draws(recipe: CommonRecipe, items: int) -> int:
+    """How many samples a run draws, over all devices."""
+    if recipe.max_steps is None:
+        assert recipe.epochs is not None  # one of the two, as the recipe checks
+        return math.ceil(recipe.epochs * items)
+    return recipe.max_steps * recipe.batch_size * recipe.accumulation * _world_size()
+
+
+def _world_size() -> int:
+    from accelerate import PartialState
+
+    return PartialState().num_processes
+
+
+# Before training
+
+
+def check_output(recipe: CommonRecipe, model: PreTrainedModel) -> Path | None:
+    """Refuses an output that cannot take the run, before anything is computed.
+
+    Returns:
+        The checkpoint to go on from, if there is one.
+
+    Raises:
+        OSError: the directory cannot be written, or the disk is too full for the checkpoints.
+        ValueError: it holds a run and `resume` is never, or a run of another recipe.
+    """
+    folder = recipe.output_dir
+    if folder.exists() and not folder.is_dir():
+        raise OSError(message("output_dir", str(folder), "a file, not a directory"))
+    checkpoint = newest_checkpoint(folder)
+    used = (folder / RECIPE_NAME).exists()
+    if used and recipe.resume == "never":
+        raise ValueError(message("output_dir", str(folder), "already holds a run", "delete it, or set resume: auto"))
+    if checkpoint is not None:
+        _check_same_recipe(recipe, folder / RECIPE_NAME)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"arlow")
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        raise OSError(message("output_dir", str(folder), problem)) from error
+    need, free = checkpoint_bytes(model) * (recipe.keep_checkpoints + 1), shutil.disk_usage(folder).free
+    if need > free:
+        problem = f"{free / 1e9:.2f} GB free, {recipe.keep_checkpoints + 1} checkpoints take {need / 1e9:.2f} GB"
+        raise OSError(message("output_dir", str(folder), problem, "free space or lower keep_checkpoints"))
+    return checkpoint
+
+
+def checkpoint_bytes(model: torch.nn.Module) -> int:
+    """Weights as they are, and AdamW's two float32 averages of those that are trained."""
+    parameters = list(model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    return weights + sum(8 * p.numel() for p in parameters if p.requires_grad)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest step; one that a killed process left half-written does not count."""
+    found = []
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            step = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+        except (OSError, ValueError, KeyError):
+            continue
+        found.append((step, path))
+    return max(found)[1] if found else None
+
+
+def _check_same_recipe(recipe: CommonRecipe, path: Path) -> None:
+    """A run goes on with the recipe it began with; else its data order or schedule would silently be another's."""
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        raise ValueError(message("output_dir", str(path.parent), f"has checkpoints but no {path.name}")) from None
+    for name, value in recipe.model_dump(mode="json").items():
+        if name not in FREE_TO_CHANGE and before.get(name) != value:
+            problem = f"the run in output_dir began with {before.get(name)!r}"
+            raise ValueError(message(name, value, problem, "use that value or another output_dir"))
+
+
+# Training
+
+
+def run(
+    recipe: CommonRecipe,
+    *,
+    model: PreTrainedModel,
+    train_data: Any,
+    collate: Callable[[list], dict[str, Any]],
+    eval_data: Any = None,
+    processing: Any = None,
+    count_tokens: Callable[[dict[str, Any]], torch.Tensor | int] | None = None,
+    learning_rates: dict[str, float] | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+    trainer_class: type[ArlowTrainer] | None = None,
+) -> Path:
+    """Train, and save the model with its processing at the top of `output_dir`.
+
+    Args:
+        train_data: a dataset in its final order (see [`Draws`]), or an iterable one.
+        collate: a list of samples to the arguments of `forward`.
+        processing: tokenizer or processor, saved beside the weights.
+        count_tokens: tokens in a batch, for the speed that is logged; default: the sum of `attention_mask`.
+        learning_rates: parameter-name prefix -> peak learning rate, where it is not the recipe's.
+
+    Raises:
+        ValueError, OSError: see `check_output`.
+        Stopped: SIGTERM came; a checkpoint was saved.
+    """
+    arguments = training_arguments(recipe, evaluate=eval_data is not None)
+    checkpoint = check_output(recipe, model)
+    if arguments.should_save:
+        write_recipe(recipe, recipe.output_dir / RECIPE_NAME)
+    trainer = (trainer_class or ArlowTrainer)(
+        model=model,
+        args=arguments,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        data_collator=collate,
+        processing_class=processing,
+        callbacks=callbacks,
+    )
+    trainer.count_tokens = count_tokens or _unpadded_tokens
+    trainer.learning_rates = learning_rates or {}
+    if not sys.stderr.isatty():
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_Lines)
+    stop = _StopOnSignal()
+    trainer.add_callback(stop)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.state.global_step < trainer.state.max_steps and stop.requested:
+        where = newest_checkpoint(recipe.output_dir)
+        raise Stopped(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from {where}")
+    trainer.save_model(str(recipe.output_dir))
+    return recipe.output_dir
+
+
+def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArguments:
+    """The recipe in the Trainer's words.
+
+    Raises:
+        ValueError: the Trainer refuses a value; `trainer` holds a name that it does not know.
+    """
+    known = TrainingArguments.__dataclass_fields__
+    try:
+        refuse_unknown("trainer", recipe.trainer, known)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    length = {"max_steps": recipe.max_steps} if recipe.max_steps else {"num_train_epochs": 1.0}
+    options: dict[str, Any] = {
+        "output_dir": str(recipe.output_dir),
+        **length,
+        "per_device_train_batch_size": recipe.batch_size,
+        "per_device_eval_batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": recipe.accumulation,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.schedule,
+        "lr_scheduler_kwargs": recipe.schedule_options,
+        "warmup_steps": recipe.warmup_steps,
+        "weight_decay": recipe.weight_decay,
+        "adam_beta1": recipe.betas[0],
+        "adam_beta2": recipe.betas[1],
+        "max_grad_norm": recipe.max_grad_norm,
+        "optim": recipe.optimizer,
+        "seed": recipe.seed,
+        "bf16": recipe.precision == "bf16",
+        "fp16": recipe.precision == "fp16",
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "torch_compile": recipe.compile,
+        "use_cpu": recipe.device == "cpu",
+        "dataloader_num_workers": recipe.workers,
+        "dataloader_persistent_workers": recipe.workers > 0,
+        "train_sampling_strategy": "sequential",  # the data come in their final order
+        "logging_steps": recipe.log_steps,
+        "logging_first_step": True,
+        "save_steps": recipe.save_steps,
+        "save_total_limit": recipe.keep_checkpoints,
+        "eval_strategy": "steps" if evaluate else "no",
+        "eval_steps": recipe.eval_steps or recipe.save_steps,
+        "prediction_loss_only": True,
+        "report_to": recipe.report_to or "none",
+        "remove_unused_columns": False,
+        "deepspeed": None if recipe.deepspeed is None else str(recipe.deepspeed),
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
+    if recipe.fsdp is not None:
+        options |= {"fsdp": True, "fsdp_config": {"version": 2, **recipe.fsdp}}
+    try:
+        return TrainingArguments(**(options | recipe.trainer))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(cut(f"recipe: {error}")) from error
+
+
+def _unpadded_tokens(batch: dict[str, Any]) -> torch.Tensor | int:
+    return batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
+
+
+class ArlowTrainer(Trainer):
+    """The stock Trainer, with learning rates by part of the model, and speed and remaining time in every log."""
+
+    count_tokens: Callable[[dict[str, Any]], torch.Tensor | int] = staticmethod(_unpadded_tokens)
+    learning_rates: dict[str, float] = {}
+    _tokens: Any = 0
+    _since: tuple[float, int] | None = None  # when and at which step the present stretch began
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and self.learning_rates:
+            named = (self.model if model is None else model).named_parameters()
+            rates = {id(p): self._learning_rate(name) for name, p in named}
+            groups = list(optimizer.param_groups)
+            optimizer.param_groups.clear()
+            for group in groups:
+                for rate in sorted({rates[id(p)] for p in group["params"]}):
+                    chosen = [p for p in group["params"] if rates[id(p)] == rate]
+                    optimizer.add_param_group({**group, "params": chosen, "lr": rate})
+        return optimizer
+
+    def _learning_rate(self, name: str) -> float:
+        prefixes = [prefix for prefix in self.learning_rates if prefix in name]
+        return self.learning_rates[max(prefixes, key=len)] if prefixes else self.args.learning_rate
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self._since is None:
+            self._since = time.perf_counter(), self.state.global_step
+        self._tokens = self._tokens + self.count_tokens(inputs)  # on its device: no wait for it here
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._since is not None:
+            began, step = self._since
+            seconds = time.perf_counter() - began
+            tokens = self.accelerator.gather(torch.as_tensor(self._tokens, device=self.args.device)).sum().item()
+            steps = max(self.state.global_step - step, 1)
+            logs["tokens_per_second"] = round(tokens / seconds, 1)
+            logs["eta_seconds"] = round(seconds / steps * (self.state.max_steps - self.state.global_step))
+            self._since, self._tokens = (time.perf_counter(), self.state.global_step), 0
+        super().log(logs, start_time)
+
+
+class _Lines(TrainerCallback):
+    """Logs as plain lines, for files and pipes; a terminal has a progress bar instead."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_local_process_zero or not logs:
+            return
+        shown = {name: value for name, value in logs.items() if name not in ("epoch", "total_flos", "eta_seconds")}
+        facts = "  ".join(f"{name} {float(value):.4g}" for name, value in shown.items())
+        eta = (
+            f"  ETA {int(logs['eta_seconds']) // 60}:{int(logs['eta_seconds']) % 60:02}"
+            if "eta_seconds" in logs
+            else ""
+        )
+        print(f"step {state.global_step}/{state.max_steps}  {facts}{eta}", flush=True)
+
+
+class _StopOnSignal(TrainerCallback):
+    """SIGTERM ends the run after the step in hand, with a checkpoint. All processes agree on the step."""
+
+    requested = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        try:
+            before = signal.signal(signal.SIGTERM, self._request)
+        except ValueError:  # not in the main thread: nobody can send us signals there
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _request(self, number: int, frame: Any) -> None:
+        self.requested = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            flag = torch.tensor(int(self.requested), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            self.requested = bool(flag)
+        if self.requested and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True

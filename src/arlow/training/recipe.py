@@ -1,0 +1,237 @@
+"""What every stage can be told: the fields of a recipe, read from YAML and the command line, checked before any work.
+
+A stage's own `Recipe` adds its model and data. Recipes are flat; a field's description is its documentation.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from ..errors import cut, message
+
+
+def _to_path(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) and value else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_to_path)]
+
+
+class CommonRecipe(BaseModel):
+    """The fields that all stages share. Paths are relative to where the command runs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+
+    # Output
+    output_dir: FilePath = Field(description="directory for checkpoints and, at its top, the trained model")
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto: go on from the newest complete checkpoint in output_dir; never: refuse a used one"
+    )
+    save_steps: PositiveInt = Field(500, description="a checkpoint every so many steps, and one at the end")
+    keep_checkpoints: PositiveInt = Field(2, description="older checkpoints are deleted")
+
+    # Length
+    max_steps: PositiveInt | None = Field(None, description="optimiser steps; give this or epochs")
+    epochs: PositiveFloat | None = Field(None, description="passes over the data; for data whose length is known")
+    batch_size: PositiveInt = Field(8, description="samples per device and forward pass")
+    accumulation: PositiveInt = Field(1, description="forward passes per optimiser step")
+
+    # Optimiser
+    learning_rate: PositiveFloat = Field(1e-4, description="peak learning rate")
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"] = Field(
+        "cosine", description="how the learning rate goes on after the warm-up"
+    )
+    schedule_options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the schedule, as Transformers' lr_scheduler_kwargs"
+    )
+    warmup_steps: NonNegativeFloat = Field(0, description="steps of linear warm-up; below 1: a share of all steps")
+    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW's weight decay; norms and biases have none")
+    betas: list[float] = Field(
+        [0.9, 0.95], min_length=2, max_length=2, description="AdamW's averaging of gradient and squared gradient"
+    )
+    max_grad_norm: NonNegativeFloat = Field(1.0, description="gradients are clipped to this norm; 0: not at all")
+    optimizer: str = Field("adamw_torch_fused", description="a name of Transformers' OptimizerNames")
+    seed: NonNegativeInt = Field(0, description="of weights, data order, masks and dropout")
+
+    # Arithmetic
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the matrix products (autocast); weights and optimiser stay in float32"
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = Field(
+        "sdpa", description="attention backend"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory: activations are computed again backwards")
+    compile: bool = Field(False, description="torch.compile the model")
+    device: Literal["auto", "cpu"] = Field("auto", description="cpu: even where there is a GPU")
+
+    # Data loading
+    workers: NonNegativeInt = Field(0, description="processes that load data, per device; 0: the training process")
+    bad_samples_limit: NonNegativeInt = Field(
+        100, description="so many unreadable samples are skipped and listed in bad_samples.jsonl; one more is an error"
+    )
+
+    # Reports
+    log_steps: PositiveInt = Field(10, description="loss, gradient norm, learning rate, speed and ETA every so often")
+    eval_steps: PositiveInt | None = Field(None, description="evaluate every so many steps; default: at checkpoints")
+    report_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list, description="where logs go, too")
+
+    # Many devices
+    deepspeed: FilePath | None = Field(None, description="a DeepSpeed configuration (JSON), such as recipes/deepspeed")
+    fsdp: dict[str, Any] | None = Field(
+        None, description="FSDP2: options as in Transformers' fsdp_config; {} for the defaults"
+    )
+    trainer: dict[str, Any] = Field(
+        default_factory=dict, description="anything else that transformers.TrainingArguments knows"
+    )
+
+    @model_validator(mode="after")
+    def _check_length(self) -> CommonRecipe:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("give either max_steps or epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _check_many_devices(self) -> CommonRecipe:
+        if self.deepspeed is not None and self.fsdp is not None:
+            raise ValueError("give either deepspeed or fsdp")
+        if self.deepspeed is not None and not self.deepspeed.is_file():
+            raise ValueError(message("deepspeed", str(self.deepspeed), "no such file"))
+        return self
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=CommonRecipe)
+
+
+def read_recipe(kind: type[AnyRecipe], config: str | Path | None = None, **fields: Any) -> AnyRecipe:
+    """The recipe in the YAML file `config`, with `fields` over it.
+
+    Raises:
+        ValueError: not YAML, an unknown field (with the nearest known one), a wrong value.
+        OSError: the file cannot be read.
+    """
+    values = {} if config is None else _read_yaml(Path(config))
+    try:
+        return kind.model_validate(_merge(values, fields))
+    except ValidationError as error:
+        raise ValueError(_first_problem(kind, error)) from error
+
+
+def _merge(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`values` with those of `over` put over them, fields of fields one by one."""
+    merged = dict(values)
+    for name, value in over.items():
+        inside = merged.get(name)
+        merged[name] = _merge(inside, value) if isinstance(inside, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """`key=value` words of a command line; values are YAML, `lora.r=8` sets a field of a field.
+
+    Raises:
+        ValueError: a word without `=`, or a value that is no YAML.
+    """
+    fields: dict[str, Any] = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals or not path:
+            raise ValueError(message("override", word, "not a setting", "write key=value"))
+        *outer, name = path.split(".")
+        inside = fields
+        for key in outer:
+            inside = inside.setdefault(key, {})
+            if not isinstance(inside, dict):
+                raise ValueError(message("override", word, f"{key} already has a value"))
+        inside[name] = _load_yaml(text, name=path)
+    return fields
+
+
+def write_recipe(recipe: CommonRecipe, path: Path) -> None:
+    """Every field with its value, as YAML that `read_recipe` reads."""
+    values = recipe.model_dump(mode="json")
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def describe(kind: type[CommonRecipe]) -> str:
+    """The fields of a stage, one a line, with default and meaning."""
+    lines = []
+    for name, field in kind.model_fields.items():
+        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        lines.append(f"  {name} = {default}\n      {field.description}")
+    return "\n".join(lines)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(message("config", str(path), "not a text file")) from error
+    values = _load_yaml(text, name=str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(message("config", str(path), "not a list of fields", "write one `field: value` a line"))
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-4` is a number, and a field given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"field {twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(text: str, *, name: str) -> Any:
+    try:
+        return _numbers(yaml.load(text, Loader=_Loader))
+    except yaml.YAMLError as error:
+        raise ValueError(message("config", name, f"not YAML: {' '.join(str(error).split())}")) from error
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` as text; people who write it mean the number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _first_problem(kind: type[CommonRecipe], error: ValidationError) -> str:
+    """The first of the errors, in one line that names the field."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"]) or kind.__module__.rsplit(".", 1)[-1]
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(field, kind.model_fields, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else "see `arlow train STAGE --help`"
+        return message(field, problem["input"], "unknown field", remedy)
+    if problem["type"] == "missing":
+        return cut(f"{field}: this field is required")
+    if not problem["loc"]:  # a sentence of our own, about several fields
+        return cut(problem["msg"].removeprefix("Value error, "))
+    return message(field, problem["input"], problem["msg"].removeprefix("Value error, "))
