@@ -35,6 +35,7 @@ from .checks import check_keywords, check_labels, check_row_labels, check_spans,
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
 from .fusion import ArlowModel
 from .generation import MediaGeneration
+from .linear_loss import LanguageHead, checkpointed_loss, summed_loss
 from .rope import ArlowRotaryEmbedding, apply_rotary_pos_emb
 from .text import ArlowGroupedQueryAttention, ArlowPreTrainedModel, ArlowRMSNorm, ArlowTextModel
 from .vision import ArlowVisionOutput, ArlowVLVisionModel
@@ -69,11 +70,12 @@ def token_loss(
             one large batch.
     """
     labels = labels.to(logits.device).flatten()
-    total = nn.functional.cross_entropy(logits.float().flatten(0, -2), labels, ignore_index=-100, reduction="sum")
-    if num_items_in_batch is None:
-        return total / (labels != -100).sum().clamp(min=1)
-    items = torch.as_tensor(num_items_in_batch, device=total.device)
-    return total / items.clamp(min=1)
+    return _mean(summed_loss(logits.flatten(0, -2), labels), labels, num_items_in_batch)
+
+
+def _mean(total: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+    items = (labels != -100).sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+    return total / items.to(total.device).clamp(min=1)
 
 
 def next_token_loss(
@@ -85,9 +87,12 @@ def next_token_loss(
     **kwargs: Any,
 ) -> torch.Tensor:
     """`token_loss` of each position's logits against the token after it. `shift_labels`: labels already shifted."""
-    if shift_labels is None:
-        shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
-    return token_loss(logits, shift_labels, num_items_in_batch)
+    return token_loss(logits, shifted(labels) if shift_labels is None else shift_labels, num_items_in_batch)
+
+
+def shifted(labels: torch.Tensor) -> torch.Tensor:
+    """(..., S): for each position the label of the next one; -100 for the last."""
+    return nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
 
 
 def row_loss(
@@ -134,8 +139,15 @@ class _LanguageHead:
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
     _loss_function = staticmethod(next_token_loss)
     config: Any
-    lm_head: nn.Linear
+    lm_head: nn.Module
     loss_function: Callable
+    tp_size: int | None
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        if type(new_embeddings) is nn.Linear and "forward" not in vars(new_embeddings):
+            # The plain layer that `resize_token_embeddings` makes; not one whose forward others have wrapped.
+            new_embeddings.__class__ = LanguageHead
+        self.lm_head = new_embeddings
 
     def _check_labels(
         self,
@@ -152,12 +164,17 @@ class _LanguageHead:
         outputs: BaseModelOutputWithPast,
         labels: torch.Tensor | None,
         logits_to_keep: int | torch.Tensor,
+        skip_logits: bool | None,
         kwargs: dict[str, Any],
     ) -> CausalLMOutputWithPast:
-        """Logits (B, S, vocab), and the loss where there are labels."""
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
+        """Logits (B, S, vocab), and the loss where there are labels; in training the loss alone."""
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = loss = None
+        if labels is not None and (self.training if skip_logits is None else skip_logits):
+            loss = self._loss_alone(hidden_states, labels, **kwargs)
+        if loss is None:
+            logits = self.lm_head(hidden_states)
+        if labels is not None and loss is None:
             vocab_size = self.config.get_text_config().vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return CausalLMOutputWithPast(
@@ -167,6 +184,24 @@ class _LanguageHead:
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _loss_alone(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor | None:
+        """`next_token_loss` without all logits at once; `None` where another loss was set, which needs them."""
+        if self.loss_function is not next_token_loss:
+            return None
+        labels = shifted(labels) if shift_labels is None else shift_labels
+        if isinstance(self.lm_head, LanguageHead) and self.tp_size is None:
+            total = self.lm_head(hidden_states, labels)
+        else:  # an adapter or a quantised layer in its place, or one split over devices
+            total = checkpointed_loss(self.lm_head, hidden_states, labels)
+        return _mean(total, labels, num_items_in_batch)
 
 
 class ArlowForCausalLM(_LanguageHead, ArlowPreTrainedModel, GenerationMixin):
@@ -181,7 +216,7 @@ class ArlowForCausalLM(_LanguageHead, ArlowPreTrainedModel, GenerationMixin):
     def __init__(self, config: ArlowTextConfig) -> None:
         super().__init__(config)
         self.model = ArlowTextModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = LanguageHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -195,6 +230,7 @@ class ArlowForCausalLM(_LanguageHead, ArlowPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         encoder_hidden_states: torch.FloatTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
@@ -203,11 +239,15 @@ class ArlowForCausalLM(_LanguageHead, ArlowPreTrainedModel, GenerationMixin):
         Args:
             labels: (B, S), the ids themselves (the shift happens here); -100 is left out of the loss.
             logits_to_keep: compute logits for the last n positions only (0: all), or for the given ones.
+            skip_logits: with `labels`, return the loss without logits, which then never exist all at once. Default:
+                in training, not in evaluation (as Liger's integrations do). A `loss_function` set on the model gets
+                its logits always.
 
         The other arguments are those of [`ArlowTextModel`].
 
         Returns:
-            `logits` (B, S, vocab), `loss` with `labels`, `past_key_values`, and what was asked to be recorded.
+            `logits` (B, S, vocab), `None` where skipped; `loss` with `labels`; `past_key_values`; and what was asked
+            to be recorded.
         """
         check_keywords(kwargs, ArlowForCausalLM.forward)
         self._check_labels(labels, input_ids, inputs_embeds, logits_to_keep)
@@ -222,7 +262,7 @@ class ArlowForCausalLM(_LanguageHead, ArlowPreTrainedModel, GenerationMixin):
             encoder_attention_mask=encoder_attention_mask,
             **kwargs,
         )
-        return self._predict(outputs, labels, logits_to_keep, kwargs)
+        return self._predict(outputs, labels, logits_to_keep, skip_logits, kwargs)
 
 
 class ArlowForConditionalGeneration(_LanguageHead, MediaGeneration, ArlowPreTrainedModel, GenerationMixin):
@@ -235,7 +275,7 @@ class ArlowForConditionalGeneration(_LanguageHead, MediaGeneration, ArlowPreTrai
     def __init__(self, config: ArlowConfig) -> None:
         super().__init__(config)
         self.model = ArlowModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = LanguageHead(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
     def get_image_features(
@@ -267,6 +307,7 @@ class ArlowForConditionalGeneration(_LanguageHead, MediaGeneration, ArlowPreTrai
         mm_encoder_outputs: dict[str, ArlowVisionOutput] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         encoder_hidden_states: torch.FloatTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
@@ -275,11 +316,15 @@ class ArlowForConditionalGeneration(_LanguageHead, MediaGeneration, ArlowPreTrai
         Args:
             labels: (B, S), the ids themselves (the shift happens here); -100 is left out of the loss.
             logits_to_keep: compute logits for the last n positions only (0: all), or for the given ones.
+            skip_logits: with `labels`, return the loss without logits, which then never exist all at once. Default:
+                in training, not in evaluation (as Liger's integrations do). A `loss_function` set on the model gets
+                its logits always.
 
         The other arguments are those of [`ArlowModel`] and [`ArlowTextModel`].
 
         Returns:
-            `logits` (B, S, vocab), `loss` with `labels`, `past_key_values`, and what was asked to be recorded.
+            `logits` (B, S, vocab), `None` where skipped; `loss` with `labels`; `past_key_values`; and what was asked
+            to be recorded.
         """
         check_keywords(kwargs, ArlowForConditionalGeneration.forward)
         self._check_labels(labels, input_ids, inputs_embeds, logits_to_keep)
@@ -300,7 +345,7 @@ class ArlowForConditionalGeneration(_LanguageHead, MediaGeneration, ArlowPreTrai
             encoder_attention_mask=encoder_attention_mask,
             **kwargs,
         )
-        return self._predict(outputs, labels, logits_to_keep, kwargs)
+        return self._predict(outputs, labels, logits_to_keep, skip_logits, kwargs)
 
 
 class _TextHead(ArlowPreTrainedModel):
