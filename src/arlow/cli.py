@@ -1,6 +1,9 @@
-"""The command `arlow`: `serve`, `demo`, `explain`. A verb per line, each a thin door to what the package does anyway.
+"""The command `arlow`. A verb per line, each a thin door to what the package does anyway.
 
-Exit codes: 0 ok, 1 the work failed (the reason on stderr), 2 the command line was wrong.
+A verb of `VERBS` is a module, imported when the verb is used, with `configure(parser)`, which declares its options,
+and `check(options)`, which looks over everything it was given and returns the work to be done.
+
+Exit codes: 0 ok, 1 the work failed (the reason on stderr), 2 the command line or what it names was wrong.
 """
 
 from __future__ import annotations
@@ -8,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,19 +20,25 @@ from ._version import __version__
 from .errors import message
 
 
+VERBS = {  # verb: (module, line in --help)
+    "chat": ("chat", "talk with a model about pictures and clips, in the terminal"),
+    "eval": ("evaluation.command", "score models: perplexity, questions about media, captions"),
+    "estimate": ("estimate", "parameters, memory and compute of a config, without building it"),
+}
 SERVE_MODULES = ("fastapi", "openai", "pydantic", "starlette", "uvicorn")  # what `transformers serve` imports
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["serve"]:  # its options belong to Transformers: argparse must not read them
-        command = lambda: _serve(words[1:])  # noqa: E731
-    else:
-        options = _parser().parse_args(words)
-        command = lambda: options.run(options)  # noqa: E731
     try:
-        return command()
+        if words[:1] == ["serve"]:  # its options belong to Transformers: argparse must not read them
+            return _serve(words[1:])
+        options = _parser(words[:1]).parse_args(words)
+        if "check" not in options:
+            return options.run(options)
+        work = _checked(options.check, options)
+        return 2 if work is None else work()
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"arlow: {error}", file=sys.stderr)
         return 1
@@ -36,7 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _checked(check: Callable, options: argparse.Namespace) -> Callable[[], int] | None:
+    """The work, or `None` after saying what is wrong with the options."""
+    try:
+        return check(options)
+    except (OSError, TypeError, ValueError) as error:
+        print(f"arlow: {error}", file=sys.stderr)
+        return None
+
+
+def _parser(used: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser, with the options of the verb in `used`; the other verbs are only listed."""
     parser = argparse.ArgumentParser(
         prog="arlow",
         description="Arlow: vision-language models beside stock Transformers.",
@@ -67,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--processor", required=True, metavar="DIR", help="directory that holds the processor")
     explain.add_argument("--save", type=Path, metavar="PNG", help="write the picture there (default: print the text)")
     explain.set_defaults(run=_explain)
+
+    for name, (module, line) in VERBS.items():
+        verb = verbs.add_parser(name, help=line)
+        if name in used:
+            room = import_module(f".{module}", __package__)
+            room.configure(verb)
+            verb.set_defaults(check=room.check)
     return parser
 
 

@@ -1,0 +1,154 @@
+"""Captions against references: BLEU and chrF (sacrebleu), CIDEr (pycocoevalcap).
+
+CIDEr's usual tokenizer is a Java program; here both sides become lower-case words of letters, digits and apostrophes,
+so that scores differ slightly from tables made with that program.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from ..errors import message
+from .answers import Answerer, ModelAnswerer, ask
+from .report import Progress, describe_run, one_of
+from .rows import EXTRA, Row, Skipped, read_rows
+from .scores import shuffled
+
+
+METRICS = ("bleu", "chrf", "cider")
+
+
+def evaluate_captions(
+    models: str | Path | Sequence[str | Path],
+    *,
+    data: str | Path,
+    split: str = "test",
+    limit: int | None = None,
+    batch_size: int = 8,
+    max_new_tokens: int = 64,
+    max_bad: int = 10,
+    controls: bool = True,
+    seed: int = 0,
+    device: str | None = None,
+    dtype: str = "auto",
+    answerer: Callable[[str], Answerer] | None = None,
+) -> dict[str, Any]:
+    """Corpus BLEU, chrF and CIDEr of one or several checkpoints; arguments and result as of `evaluate_vqa`.
+
+    References of a row are the assistant's turn and its `references`. Controls: the most frequent reference for every
+    picture, the model without pictures, and with the pictures of other rows.
+
+    Raises:
+        ImportError: sacrebleu or pycocoevalcap is missing.
+        OSError, ValueError: as `evaluate_vqa`.
+    """
+    names = [str(name) for name in ([models] if isinstance(models, (str, Path)) else models)]
+    load_metrics()
+    skipped = Skipped(max_bad)
+    rows = read_rows(data, split=split, limit=limit, skipped=skipped)
+    settings = {"split": split, "limit": limit, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    run = describe_run("caption", data, {**settings, "controls": controls, "seed": seed, "dtype": dtype})
+    results = []
+    for name in names:
+        ask_model = (
+            answerer(name)
+            if answerer is not None
+            else ModelAnswerer.from_pretrained(name, max_new_tokens=max_new_tokens, device=device, dtype=dtype)
+        )
+        own = Skipped(max_bad, list(skipped.rows))
+        scored = score(rows, ask_model, own, batch_size=batch_size, controls=controls, seed=seed)
+        results.append({"model": name, **scored})
+    return run.finish(results, summary=summarise(results))
+
+
+def score(
+    rows: Sequence[Row],
+    answerer: Answerer,
+    skipped: Skipped,
+    *,
+    batch_size: int = 8,
+    controls: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """One model's scores, its captions, and the rows that were skipped."""
+    with Progress("caption", len(rows)) as progress:
+        given = ask(rows, answerer, batch_size=batch_size, skipped=skipped, progress=progress)
+    kept = [(row, caption) for row, caption in zip(rows, given, strict=True) if caption is not None]
+    one_of(kept, "rows")
+    captions = [caption for _, caption in kept]
+    rows = [row for row, _ in kept]
+    scores = {"model": caption_scores(captions, [row.answers for row in rows])}
+    often = Counter(row.answers[0] for row in rows).most_common(1)[0][0]
+    scores["majority"] = caption_scores([often] * len(rows), [row.answers for row in rows])
+    if controls:
+        blind = [row.with_media(None) if row.media else None for row in rows]
+        for name, asked in (("without", blind), ("shuffled", shuffled(rows, seed=seed))):
+            questions = [row for row in asked if row is not None]
+            if questions:
+                with Progress(name, len(questions)) as progress:
+                    other = ask(questions, answerer, batch_size=batch_size, progress=progress)
+                scores[name] = caption_scores([text or "" for text in other], [row.answers for row in questions])
+    answers = [
+        {"id": row.id, "answer": text, "expected": row.answers} for row, text in zip(rows, captions, strict=True)
+    ]
+    return {"rows": len(rows), "skipped": skipped.rows, "scores": scores, "answers": answers}
+
+
+def load_metrics() -> tuple[Any, Any]:
+    """sacrebleu and the CIDEr class. Raises `ImportError` naming the extra."""
+    try:
+        import sacrebleu
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError as error:
+        raise ImportError(message("caption", error.name, "not installed", EXTRA)) from error
+    return sacrebleu, Cider
+
+
+def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | int]:
+    """Corpus scores: BLEU and chrF in 0..100, CIDEr (arXiv 1411.5726, the CIDEr-D of the COCO server) in 0..10.
+
+    CIDEr weighs words by how few rows use them: of a single row it is 0.
+    """
+    sacrebleu, cider = load_metrics()
+    columns = [list(column) for column in zip_longest(*references)]  # the n-th reference of every row, or None
+    bleu = sacrebleu.corpus_bleu(list(captions), columns)
+    chrf = sacrebleu.corpus_chrf(list(captions), columns)
+    wanted = {index: [words(text) for text in each] for index, each in enumerate(references)}
+    found = {index: [words(text)] for index, text in enumerate(captions)}
+    mean, _ = cider().compute_score(wanted, found)
+    return {"n": len(captions), "bleu": float(bleu.score), "chrf": float(chrf.score), "cider": float(mean)}
+
+
+def words(text: str) -> str:
+    """Lower-case words between single spaces."""
+    return " ".join(re.findall(r"[\w']+", text.casefold()))
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Per line (`model`, the controls) and metric the mean, min and max over the models."""
+    summary: dict[str, dict[str, Any]] = {}
+    for line in results[0]["scores"]:
+        lines = [result["scores"][line] for result in results if line in result["scores"]]
+        summary[line] = {"n": lines[0]["n"]}
+        for metric in METRICS:
+            values = [each[metric] for each in lines]
+            summary[line][metric] = {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+    return summary
+
+
+def table(result: dict[str, Any]) -> list[list[str]]:
+    """The scores as text cells, a header first."""
+    several = len(result["models"]) > 1
+    lines = [["captions", "rows", "BLEU", "chrF", "CIDEr"]]
+    for name, row in result["summary"].items():
+        cells = [f"{row[metric]['mean']:.2f}" for metric in METRICS]
+        if several:
+            ranges = [f" ({row[metric]['min']:.2f} - {row[metric]['max']:.2f})" for metric in METRICS]
+            cells = [cell + extent for cell, extent in zip(cells, ranges, strict=True)]
+        lines.append([name, str(row["n"]), *cells])
+    return lines
