@@ -1,0 +1,427 @@
+"""Samples: media in memory with questions about them, one function per task."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from .captions import describe_digits, describe_scene, describe_story
+from .clips import (
+    DIRECTIONS,
+    Story,
+    digit_ground,
+    draw_colour_turn,
+    draw_story,
+    render_digits,
+    render_story,
+)
+from .digits import digit_mask
+from .questions import SCENE_ANSWERS, SCENE_OPTIONS, Option, Turn, options_of, pick_turns, vary
+from .scenes import (
+    COLOURS,
+    SHAPES,
+    UNSEEN_PAIRS,
+    Pair,
+    Scene,
+    Thing,
+    allowed_pairs,
+    are_distinct,
+    colour_value,
+    corners,
+    draw_ground,
+    draw_pairs,
+    draw_scene,
+    finish,
+    place,
+    render,
+    render_ground,
+    side_of,
+)
+from .text_questions import draw_text_turns
+
+
+MOST_TURNS = 6  # of one training sample
+
+
+@dataclass
+class Picture:
+    """A still in memory: `pixels` (H, W, 3) uint8 RGB, and the JPEG `quality` it is saved with (None: as PNG)."""
+
+    pixels: np.ndarray
+    quality: int | None = None
+
+
+@dataclass
+class Clip:
+    """A clip in memory: `frames` (T, H, W, 3) uint8 RGB, H and W even, `fps` and the x264 `quality` (CRF)."""
+
+    frames: np.ndarray
+    fps: int
+    quality: int = 23
+
+
+@dataclass
+class Sample:
+    """Media in the order of the conversation, and the turns about them. `text_first`: the first question stands before
+    its media."""
+
+    media: list[Picture | Clip] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    text_first: bool = False
+
+
+def shoot(rng: random.Random, pixels: np.ndarray) -> Picture:
+    """A picture that is saved as PNG or, mostly, as JPEG of any fair quality."""
+    quality = rng.randint(70 if min(pixels.shape[:2]) < 128 else 50, 95)
+    return Picture(pixels, quality if rng.random() < 0.7 else None)
+
+
+def film(rng: random.Random, frames: np.ndarray, fps: int) -> Clip:
+    """A clip that is saved at any fair quality."""
+    return Clip(frames, fps, rng.randint(18, 28))
+
+
+def picture_of(rng: random.Random, scene: Scene) -> Picture:
+    """A picture of the scene, of any size."""
+    return shoot(rng, render(rng, scene, side_of(rng, scene.width, scene.height)))
+
+
+# A picture of shapes
+
+
+SCENE_WEIGHTS = {
+    "shape": 1.0, "colour": 1.0, "count": 1.3, "larger": 1.0, "position": 1.6, "position_yes_no": 1.3, "exists": 1.0,
+}  # fmt: skip
+
+
+def make_picture(rng: random.Random, split: str, most: int) -> Sample:
+    """One to four shapes. Type and answer of the first question are drawn first, then scenes until one fits."""
+    kind = draw_kind(rng, SCENE_WEIGHTS, even=most == 1)
+    answers = SCENE_ANSWERS.get(kind)
+    if split == "unseen" and kind == "colour":
+        answers = tuple(sorted(colour for _, colour in UNSEEN_PAIRS))
+    answer = rng.choice(answers) if answers else None
+    while True:
+        scene, first = draw_fitting(rng, split, kind, answer)
+        if first is not None:
+            break
+    pools = {} if most == 1 else {k: options_of(rng, scene, k, allowed=allowed_pairs(split)) for k in SCENE_OPTIONS}
+    turns = pick_turns(rng, first, pools, rng.randint(min(3, most), most))
+    return Sample([picture_of(rng, scene)], turns)
+
+
+def draw_kind(rng: random.Random, weights: dict[str, float], *, even: bool) -> str:
+    """A type of question: as often as its weight says, or all as often (for evaluation)."""
+    return rng.choice([*weights]) if even else rng.choices([*weights], [*weights.values()])[0]
+
+
+def draw_fitting(rng: random.Random, split: str, kind: str, answer: str | None) -> tuple[Scene, Option | None]:
+    """A scene, and a question of this type with this answer if it allows one."""
+    allowed = allowed_pairs(split)
+    pairs = draw_pairs(rng, rng.choices((1, 2, 3, 4), (3, 3, 3, 2))[0], allowed)
+    if split == "unseen" and not UNSEEN_PAIRS & set(pairs):
+        pairs[rng.randrange(len(pairs))] = rng.choice(sorted(UNSEEN_PAIRS))
+        if {"black", "white"} <= {colour for _, colour in pairs}:
+            return Scene(1, 1, (), None), None
+    scene = draw_scene(rng, pairs)
+    options = options_of(rng, scene, kind, allowed=allowed)
+    fitting = [option for option in options if answer in (None, option.turn.answer)]
+    if split == "unseen" and kind in ("shape", "colour"):
+        unseen = {(kind, index) for index, thing in enumerate(scene.things) if thing.pair in UNSEEN_PAIRS}
+        fitting = [option for option in fitting if option.asks & unseen]
+    return scene, rng.choice(fitting) if fitting else None
+
+
+# Digits
+
+
+DIGIT_WORDINGS = {
+    "one": ["Which digit is this?", "What digit is shown?", "Which digit do you see?", "What number is written here?",
+            "Read the digit.", "What digit is in the picture?"],
+    "side": ["Which digit is on the {}?", "What is the {} digit?", "What digit stands on the {}?"],
+    "sum": ["What is the sum of the two digits?", "Add the two digits.", "What do the two digits add up to?",
+            "What is the sum of the digits in the picture?"],
+    "larger": ["Which digit is larger?", "What is the larger of the two digits?", "Which of the two digits is bigger?",
+               "What is the larger digit?"],
+}  # fmt: skip
+DIGIT_WEIGHTS = {"digit": 1.0, "digit_sum": 1.0, "digit_larger": 0.7}
+
+
+def ask_digit(rng: random.Random, kind: str, *parts: str) -> str:
+    return vary(rng, rng.choice(DIGIT_WORDINGS[kind]).format(*parts))
+
+
+def make_digit(rng: random.Random, split: str, most: int) -> Sample:
+    """One handwritten digit, or two side by side."""
+    kind = draw_kind(rng, DIGIT_WEIGHTS, even=most == 1)
+    if kind == "digit":
+        digit = rng.randrange(10)
+        return Sample([picture_of_digits(rng, [digit], split)], [Turn("digit", ask_digit(rng, "one"), str(digit))])
+    left, right = (rng.randrange(10) for _ in range(2))
+    if kind == "digit_larger":
+        left, right = rng.sample(range(10), 2)
+    total = Turn("digit_sum", ask_digit(rng, "sum"), str(left + right))
+    larger = Turn("digit_larger", ask_digit(rng, "larger"), str(max(left, right)))
+    sides = [
+        Turn("digit", ask_digit(rng, "side", side), str(digit)) for side, digit in (("left", left), ("right", right))
+    ]
+    turns = [total] if kind == "digit_sum" else [larger]
+    # Reading the digits aloud would give away the rest: it comes last, and only one is asked.
+    turns += [rng.choice(sides)]
+    return Sample([picture_of_digits(rng, [left, right], split)], turns[:most])
+
+
+def picture_of_digits(rng: random.Random, digits: Sequence[int], split: str) -> Picture:
+    """A picture of these digits, from left to right, on any background, in dark or light ink."""
+    width = len(digits) * rng.uniform(0.85, 1.3)
+    height = rng.uniform(1.0, 1.4)
+    short = min(width, height)
+    side = side_of(rng, width / short, height / short) / short  # pixels of one digit's cell
+    ground, ink = digit_ground(rng)
+    canvas = render_ground(rng, ground, round(width * side), round(height * side))
+    for index, digit in enumerate(digits):
+        size = round(side * rng.uniform(0.7, 0.95) * min(1.0, width / len(digits)))
+        mask = digit_mask(rng, digit, split=split, side=size)
+        cell = canvas.width // len(digits)
+        left = index * cell + rng.randint(0, max(0, cell - size))
+        canvas.paste(ink, (left, rng.randint(0, max(0, canvas.height - size))), mask)
+    return shoot(rng, finish(rng, canvas))
+
+
+# Clips
+
+
+CLIP_WORDINGS = {
+    "video_direction": ["Which way does {} move?", "In which direction does {} move?", "Where does {} move?",
+                        "Which way is {} going?", "What is the direction of motion?"],
+    "video_colour": ["What colour is {} in the video?", "What color is {}?", "Which colour does {} have?",
+                     "What colour is the moving shape?"],
+    "video_shape": ["What shape is in the video?", "Which shape do you see in the clip?", "What shape is it?"],
+    "video_size": ["Does {} grow or shrink?", "Is {} growing or shrinking?", "How does the size of {} change?",
+                   "What happens to the size of {}?"],
+    "video_changes": ["How many times does {} change colour?", "How often does the colour of {} change?",
+                      "How many times does the color change?", "Count the colour changes."],
+    "video_digit": ["Which digit appears last?", "What is the last digit?", "Which digit is shown last?",
+                    "What digit comes last in the video?"],
+}  # fmt: skip
+CLIP_WEIGHTS = {
+    "video_direction": 1.2, "video_colour": 0.8, "video_shape": 0.6, "video_size": 0.8, "video_changes": 1.4,
+    "video_digit": 1.2,
+}  # fmt: skip
+
+
+def make_clip(rng: random.Random, split: str, most: int) -> Sample:
+    """A shape that moves, changes its size or its colour, or digits in turn."""
+    weights = CLIP_WEIGHTS if split != "unseen" else {k: w for k, w in CLIP_WEIGHTS.items() if k != "video_digit"}
+    kind = draw_kind(rng, weights, even=most == 1)
+    if kind == "video_digit":
+        digits = draw_digit_turn(rng)
+        clip = film(rng, *render_digits(rng, digits, split=split))
+        question = vary(rng, rng.choice(CLIP_WORDINGS[kind]))
+        return Sample([clip], [Turn(kind, question, str(digits[-1]))])
+    story = draw_story_about(rng, split, kind)
+    facts = {
+        "video_direction": story.direction,
+        "video_colour": story.colours[0] if len(story.colours) == 1 else None,
+        "video_shape": story.thing.shape,
+        "video_size": story.size,
+        "video_changes": str(len(story.colours) - 1) if most == 1 or kind == "video_changes" else None,
+    }
+    others = [other for other, answer in facts.items() if answer is not None and other != kind]
+    rng.shuffle(others)
+    name = (
+        f"the {story.thing.shape}" if kind != "video_shape" and rng.random() < 0.3 else rng.choice(["the shape", "it"])
+    )
+    if name not in ("it", "the shape"):
+        others = [other for other in others if other != "video_shape"]
+    if kind == "video_changes":  # one colour asked for would mean no change
+        others = [other for other in others if other != "video_colour"]
+    turns = []
+    for asked in [kind, *others][:most]:
+        question = rng.choice(CLIP_WORDINGS[asked])
+        if "moving" in question and story.direction is None:
+            question = CLIP_WORDINGS[asked][0]
+        turns.append(Turn(asked, vary(rng, question.format(name)), facts[asked] or ""))
+    return Sample([film(rng, render_story(rng, story), story.fps)], turns)
+
+
+def draw_digit_turn(rng: random.Random) -> list[int]:
+    """Two or three digits, neighbours in time differ."""
+    digits = [rng.randrange(10)]
+    for _ in range(rng.randint(1, 2)):
+        digits.insert(0, rng.choice([digit for digit in range(10) if digit != digits[0]]))
+    return digits
+
+
+def draw_story_about(rng: random.Random, split: str, kind: str | None) -> Story:
+    """A story to which a question of this type can be put; other things happen in it by chance."""
+    allowed = sorted(UNSEEN_PAIRS) if split == "unseen" else allowed_pairs(split)
+    changes = 0
+    if kind == "video_changes":
+        changes = rng.randint(0, 3)
+    elif kind in ("video_direction", "video_size", "video_shape") and rng.random() < 0.2:
+        changes = rng.randint(1, 2)
+    direction = rng.choice([*DIRECTIONS]) if kind == "video_direction" or rng.random() < 0.4 else None
+    chance = 1.0 if kind == "video_size" else 0.2
+    size = rng.choice(["grows", "shrinks"]) if rng.random() < chance else None
+    if changes:
+        pairs = draw_colour_turn(rng, changes, allowed_pairs(split))
+    else:
+        shape = rng.choice(SHAPES)
+        colour = rng.choice(COLOURS) if split != "unseen" else ""
+        pairs = [pair for pair in allowed if pair[0] == shape and colour in ("", pair[1])]
+        if not pairs:
+            pairs = [rng.choice([pair for pair in allowed if colour == pair[1]])]
+        pairs = [rng.choice(pairs)]
+    return draw_story(rng, pairs, direction=direction, size=size)
+
+
+# Two media
+
+
+PAIR_WORDINGS = {
+    "same_different": ["Are the two pictures the same or different?", "Same or different?",
+                       "Do the two images show the same or something different?",
+                       "Are these images the same or different?"],
+    "what_changed": ["What changed from the first picture to the second: colour, shape, number or position?",
+                     "What changed?", "What is different in the second picture?",
+                     "What changed between the two pictures?"],
+    "in_common": ["What do the picture and the video have in common: colour, shape, both or nothing?",
+                  "What do they have in common?", "What do the image and the video share?",
+                  "What is the same in the picture and in the clip?"],
+}  # fmt: skip
+CHANGES = ("colour", "shape", "number", "position")
+COMMON = ("colour", "shape", "both", "nothing")
+
+
+def make_two_images(rng: random.Random, split: str, most: int) -> Sample:
+    """One scene drawn twice, at different sizes and qualities, or with one change in between."""
+    kind = rng.choice(["same_different", "what_changed"])
+    change = rng.choice(CHANGES) if kind == "what_changed" or rng.random() < 0.5 else None
+    drawn = None
+    while drawn is None:
+        drawn = draw_change(rng, split, change)
+    turns = [Turn("what_changed", vary(rng, rng.choice(PAIR_WORDINGS["what_changed"])), change)] if change else []
+    if kind == "same_different":
+        truth = "different" if change else "same"
+        turns.insert(0, Turn(kind, vary(rng, rng.choice(PAIR_WORDINGS[kind])), truth))
+    return Sample([picture_of(rng, scene) for scene in drawn], turns[:most])
+
+
+def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Scene, Scene] | None:
+    """A scene before and after a change (None: the same twice), or None where chance did not allow it."""
+    allowed = allowed_pairs(split)
+    pairs = draw_pairs(rng, rng.randint(1, 3), allowed)
+    at = rng.randrange(len(pairs))
+    if split == "unseen":
+        pairs[at] = rng.choice(sorted(UNSEEN_PAIRS))
+    before = draw_scene(rng, pairs, least_radius=0.12)
+    after = list(before.things)
+    thing = after[at] = replace(after[at], outline=None)
+    before = replace(before, things=tuple(after))
+    if change in ("colour", "shape"):
+        kinds = [
+            pair for pair in allowed
+            if (pair[0] == thing.shape and are_distinct(pair[1], thing.colour) if change == "colour"
+                else pair[1] == thing.colour and pair[0] != thing.shape)
+        ]  # fmt: skip
+        if not kinds:
+            return None
+        after[at] = changed(rng, thing, rng.choice(kinds))
+    elif change == "position":
+        spot = place(rng, after[:at] + after[at + 1 :], thing.radius, before.width, before.height)
+        if spot is None or max(abs(spot[0] - thing.x), abs(spot[1] - thing.y)) < max(0.3, 1.2 * thing.radius):
+            return None
+        after[at] = replace(thing, x=spot[0], y=spot[1])
+    elif change == "number":
+        if len(after) == 1:
+            return None
+        del after[at]
+    both = [*before.things, *after]
+    if {"black", "white"} <= {one.colour for one in both}:
+        return None
+    ground = draw_ground(rng, both)
+    scenes = replace(before, ground=ground), replace(before, things=tuple(after), ground=ground)
+    return scenes if change != "number" or rng.random() < 0.5 else scenes[::-1]
+
+
+def changed(rng: random.Random, thing: Thing, pair: Pair) -> Thing:
+    """`thing` where it is, of another shape or colour."""
+    if pair[0] != thing.shape:
+        return replace(thing, shape=pair[0], points=corners(rng, pair[0]))
+    return replace(thing, colour=pair[1], rgb=colour_value(rng, pair[1]))
+
+
+def make_image_and_clip(rng: random.Random, split: str, most: int) -> Sample:
+    """A picture of one shape and a clip of one shape that share colour, shape, both or nothing."""
+    common = rng.choice(COMMON)
+    allowed = allowed_pairs(split)
+    shape, colour = rng.choice(sorted(UNSEEN_PAIRS) if split == "unseen" else allowed)
+    others = [
+        pair for pair in allowed
+        if (pair[0] == shape) == (common in ("shape", "both"))
+        and (pair[1] == colour if common in ("colour", "both") else are_distinct(pair[1], colour))
+    ]  # fmt: skip
+    scene = draw_scene(rng, [(shape, colour)], least_radius=0.12)
+    direction = rng.choice([*DIRECTIONS]) if rng.random() < 0.7 else None
+    story = draw_story(rng, [rng.choice(others)], direction=direction)
+    media: list[Picture | Clip] = [picture_of(rng, scene), film(rng, render_story(rng, story), story.fps)]
+    if rng.random() < 0.5:
+        media.reverse()
+    turns = [Turn("in_common", vary(rng, rng.choice(PAIR_WORDINGS["in_common"])), common)]
+    follow = [
+        Turn("colour", vary(rng, "What colour is the shape in the picture?"), colour),
+        Turn("shape", vary(rng, "What shape is in the picture?"), shape),
+        Turn("video_colour", vary(rng, "What colour is the shape in the video?"), story.colours[0]),
+        Turn("video_shape", vary(rng, "What shape is in the video?"), story.thing.shape),
+    ]
+    return Sample(media, (turns + rng.sample(follow, rng.randint(0, 2)))[:most])
+
+
+# Captions and text
+
+
+CAPTION_WORDINGS = ["Describe {}.", "What is in {}?", "List what {} shows."]
+
+
+def make_caption(rng: random.Random, split: str, most: int) -> Sample:
+    """One picture or clip, described. The wording of the question settles the form of the description."""
+    form = rng.randrange(len(CAPTION_WORDINGS))
+    chance = rng.random() * (0.75 if split == "unseen" else 1)
+    media: Picture | Clip
+    if chance < 0.55:
+        pairs = draw_pairs(rng, rng.randint(1, 4), allowed_pairs(split))
+        if split == "unseen":
+            pairs = [rng.choice(sorted(UNSEEN_PAIRS))]
+        scene = draw_scene(rng, pairs)
+        media, answer, name = picture_of(rng, scene), describe_scene(scene, form), "picture"
+    elif chance < 0.75:
+        story = draw_story_about(rng, split, rng.choice(["video_direction", "video_size", "video_changes"]))
+        media, answer, name = film(rng, render_story(rng, story), story.fps), describe_story(story, form), "video"
+    elif chance < 0.9:
+        digits = [rng.randrange(10) for _ in range(rng.randint(1, 2))]
+        media, answer, name = picture_of_digits(rng, digits, split), describe_digits(digits, form), "picture"
+    else:
+        digits = draw_digit_turn(rng)
+        media = film(rng, *render_digits(rng, digits, split=split))
+        answer, name = describe_digits(digits, form, clip=True), "video"
+    return Sample([media], [Turn("caption", CAPTION_WORDINGS[form].format(f"the {name}"), answer)])
+
+
+def make_text(rng: random.Random, split: str, most: int) -> Sample:
+    """Questions without media."""
+    return Sample([], draw_text_turns(rng, split, rng.randint(1, most)))
+
+
+MAKERS: dict[str, Callable[[random.Random, str, int], Sample]] = {
+    "picture": make_picture,
+    "digit": make_digit,
+    "clip": make_clip,
+    "two_images": make_two_images,
+    "image_and_clip": make_image_and_clip,
+    "text": make_text,
+    "caption": make_caption,
+}

@@ -1,0 +1,198 @@
+"""`arlow data shapes`: the data of arlow-tiny, made by chance from a seed; samples in memory or a folder of files.
+
+A folder holds `data.jsonl` (chat format), `images/`, `videos/`, and `texts.jsonl` if documents were asked for. Every
+sample depends on its task, split and index alone: any number of workers writes the same bytes. The index files come
+last and whole, so a folder with a `data.jsonl` is complete.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import os
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import message
+from .clips import write_clip
+from .samples import MAKERS, MOST_TURNS, Clip, Picture, Sample
+from .text_documents import draw_document
+
+
+SPLITS = ("train", "validation", "test", "unseen")
+TASKS = (*MAKERS, "texts")
+NO_UNSEEN = ("digit", "text", "texts")  # without shapes and colours: no unseen pair to show
+SEED_STRIDE = 10_000_000  # samples per task and seed
+
+# How many samples of each task a preset writes, at scale 1.
+PRESETS: dict[str, dict[str, dict[str, int]]] = {
+    "tiny": {
+        "train": {"picture": 24000, "digit": 9000, "clip": 9000, "two_images": 8000, "image_and_clip": 4000,
+                  "text": 16000, "caption": 9000, "texts": 60000},
+        "validation": {"picture": 700, "digit": 300, "clip": 420, "two_images": 200, "image_and_clip": 100,
+                       "text": 420, "caption": 100, "texts": 1000},
+        "test": {"picture": 2100, "digit": 900, "clip": 1200, "two_images": 800, "image_and_clip": 400, "text": 1400,
+                 "caption": 200, "texts": 1000},
+        "unseen": {"picture": 1050, "clip": 500, "two_images": 300, "image_and_clip": 200},
+    }
+}  # fmt: skip
+
+
+def make_sample(task: str, *, split: str, seed: int) -> Sample:
+    """One sample of `task` ("picture", "digit", "clip", "two_images", "image_and_clip", "text", "caption") in memory.
+
+    The same (task, split, seed) always gives the same sample. Training samples have up to six turns, those of the
+    other splits one. Raises `ValueError` for an unknown task or split.
+    """
+    if task not in MAKERS:
+        raise ValueError(message("task", task, f"expected one of {', '.join(MAKERS)}"))
+    check_split(split)
+    rng = random.Random(f"arlow shapes {task} {split} {seed}")
+    sample = MAKERS[task](rng, split, MOST_TURNS if split == "train" else 1)
+    sample.text_first = rng.random() < 0.2
+    return sample
+
+
+def pretraining_texts(split: str, *, count: int, seed: int = 0) -> Iterator[str]:
+    """`count` plain documents for text pretraining; those of different splits share no held-out fact."""
+    check_split(split)
+    for index in range(count):
+        yield make_text(split, seed * SEED_STRIDE + index)
+
+
+def make_text(split: str, seed: int) -> str:
+    return draw_document(random.Random(f"arlow shapes texts {split} {seed}"), split)
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(message("split", split, f"expected one of {', '.join(SPLITS)}"))
+
+
+# Files
+
+
+def write_dataset(
+    folder: str | os.PathLike, *, split: str, counts: dict[str, int], seed: int = 0, workers: int = 0
+) -> Path:
+    """Write `counts[task]` samples of each task into `folder`, and return the path of its `data.jsonl`.
+
+    Args:
+        folder: made if it is missing; must hold no dataset yet.
+        split: "train" (conversations of several turns), "validation", "test" or "unseen" (one question a row).
+        counts: samples by task; "texts" counts documents, which go to `texts.jsonl`.
+        seed: other seeds give other samples.
+        workers: processes that draw and encode; 0 works in this one.
+
+    Raises:
+        ValueError: an unknown split or task, a count below 0.
+        FileExistsError: `folder` holds a `data.jsonl` already.
+        OSError: `folder` cannot be written.
+    """
+    check_split(split)
+    for task, count in counts.items():
+        if task not in TASKS:
+            raise ValueError(message("counts", task, f"unknown task, expected one of {', '.join(TASKS)}"))
+        if not 0 <= count <= SEED_STRIDE:
+            raise ValueError(message(f"counts[{task!r}]", count, f"expected 0..{SEED_STRIDE}"))
+    if workers < 0:
+        raise ValueError(message("workers", workers, "expected 0 or more processes"))
+    folder = Path(folder)
+    index = folder / "data.jsonl"
+    if index.exists():
+        raise FileExistsError(message("folder", str(folder), "holds a data.jsonl already", "choose another folder"))
+    for name in ("images", "videos"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    jobs = [(task, number) for task, count in counts.items() if task != "texts" for number in range(count)]
+    if counts.get("texts"):
+        texts = pretraining_texts(split, count=counts["texts"], seed=seed)
+        write_lines(folder / "texts.jsonl", ({"text": text} for text in texts))
+    write = functools.partial(write_sample, folder=folder, split=split, seed=seed)
+    if workers:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            write_lines(index, pool.imap(write, jobs, chunksize=16))
+    else:
+        write_lines(index, map(write, jobs))
+    return index
+
+
+def write_sample(job: tuple[str, int], *, folder: Path, split: str, seed: int) -> dict[str, Any]:
+    """Make one sample, write its media below `folder`, and return its row."""
+    task, number = job
+    name = f"{task}-{number:06d}"
+    sample = make_sample(task, split=split, seed=seed * SEED_STRIDE + number)
+    media = []
+    for position, item in enumerate(sample.media):
+        stem = name if len(sample.media) == 1 else f"{name}-{position + 1}"
+        media.append(save_clip(folder, stem, item) if isinstance(item, Clip) else save_picture(folder, stem, item))
+    return {"id": f"{split}-{name}", **conversation(sample, media)}
+
+
+def conversation(sample: Sample, media: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sample in chat format: `messages`, and the `types` of its answers. `media` are its content items."""
+    messages = []
+    for number, turn in enumerate(sample.turns):
+        content: list[dict[str, Any]] = [{"type": "text", "text": turn.question}]
+        if number == 0:
+            content = content + media if sample.text_first else media + content
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+    return {"messages": messages, "types": [turn.type for turn in sample.turns]}
+
+
+def save_picture(folder: Path, stem: str, picture: Picture) -> dict[str, Any]:
+    image = Image.fromarray(picture.pixels)
+    if picture.quality is None:
+        path = f"images/{stem}.png"
+        image.save(folder / path, compress_level=1)
+    else:
+        path = f"images/{stem}.jpg"
+        image.save(folder / path, quality=picture.quality)
+    return {"type": "image", "path": path}
+
+
+def save_clip(folder: Path, stem: str, clip: Clip) -> dict[str, Any]:
+    path = f"videos/{stem}.mp4"
+    write_clip(folder / path, clip.frames, fps=clip.fps, quality=clip.quality)
+    return {"type": "video", "path": path}
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines; the file appears when the last is on the disk, or not at all."""
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def write(
+    out: str | os.PathLike, *, preset: str = "tiny", scale: float = 1.0, seed: int = 0, workers: int = 0
+) -> dict[str, Path]:
+    """Write every split of a preset below `out` (`out/train`, ...), its counts times `scale`; the paths of their
+    `data.jsonl` by split. Raises as `write_dataset`, before anything is written."""
+    if preset not in PRESETS:
+        raise ValueError(message("preset", preset, f"expected one of {', '.join(PRESETS)}"))
+    if not 0 < scale <= 1000:
+        raise ValueError(message("scale", scale, "expected a factor over 0"))
+    out = Path(out)
+    for split in PRESETS[preset]:
+        if (out / split / "data.jsonl").exists():
+            raise FileExistsError(message("out", str(out), f"holds a {split} split already", "choose another folder"))
+    return {
+        split: write_dataset(
+            out / split,
+            split=split,
+            counts={task: max(1, round(count * scale)) for task, count in counts.items()},
+            seed=seed,
+            workers=workers,
+        )
+        for split, counts in PRESETS[preset].items()
+    }
