@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -71,6 +71,7 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
         grid_thw: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         video_grid_thw: torch.Tensor | None = None,
+        visible: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> ArlowVisionOutput:
         """
@@ -79,6 +80,8 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
             grid_thw: (items, 3) int64, patches along t, h, w of each item of `pixel_values`.
             pixel_values_videos: (patches, C*T*P*P), encoded in the same pass, after `pixel_values`.
             video_grid_thw: (videos, 3) int64.
+            visible: (V,) int64, rising: encode these of all rows only, each at its place in the full grid, as if the
+                others were not there (masked autoencoding). Then `last_hidden_state` is (V, E) and nothing is merged.
 
         Raises:
             ValueError: no pixels; a row width, grid or row count that does not fit, with both numbers.
@@ -92,75 +95,25 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
         if not media:
             raise ValueError(message("pixel_values", None, "neither pixel_values nor pixel_values_videos was given"))
         grids = [grid for names, pair in media for grid in read_grids(*pair, self.config, names)]
-        hidden_states = torch.cat([self.patch_embed(pixels) for _, (pixels, _) in media])  # [N, E]
+        rows = [pixels for _, (pixels, _) in media]
+        if visible is not None:
+            rows = select_rows(rows, visible)
+        hidden_states = torch.cat([self.patch_embed(pixels) for pixels in rows])  # [N, E]
         if self.config.use_progressive_patches:
-            hidden_states = hidden_states + self.progressive_proj(self._coarse(hidden_states, grids))
+            coarse = coarse_embeddings(hidden_states, grids, self.config.spatial_merge_size, visible)
+            hidden_states = hidden_states + self.progressive_proj(coarse)
 
-        layout = self._layout(hidden_states, grids)
+        layout = make_layout(self.config, self.rotary_emb, hidden_states, grids, visible)
         taps: list[torch.Tensor] = []
         for i, block in enumerate(self.blocks):
             hidden_states = block(hidden_states, layout, **kwargs)
-            if i in self.config.deepstack_visual_indexes:
+            if visible is None and i in self.config.deepstack_visual_indexes:
                 taps.append(self.deepstack_mergers[len(taps)](hidden_states))
         return ArlowVisionOutput(
             last_hidden_state=hidden_states,
-            pooler_output=self.merger(hidden_states),
+            pooler_output=self.merger(hidden_states) if visible is None else None,
             deepstack_features=taps or None,
         )
-
-    def _coarse(self, embeddings: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
-        """Each frame's embeddings averaged 2x2 and resized back: what a patch twice the size would see. (N, E)"""
-        merge, width = self.config.spatial_merge_size, embeddings.shape[-1]
-        parts: list[torch.Tensor] = []
-        for (h, w), run in groupby(grids, key=lambda grid: (grid.h, grid.w)):
-            frames = sum(grid.t for grid in run)
-            start = sum(part.shape[0] for part in parts)
-            part = embeddings[start : start + frames * h * w]
-            blocks = part.view(frames, h // merge, w // merge, merge, merge, width)
-            maps = blocks.permute(0, 5, 1, 3, 2, 4).reshape(frames, width, h, w)
-            # Without even sides (merge 1) the last row or column is averaged over what is there.
-            pooled = nn.functional.avg_pool2d(maps, 2, ceil_mode=True, count_include_pad=False)
-            maps = nn.functional.interpolate(pooled, size=(h, w), mode="bilinear", align_corners=False)
-            blocks = maps.view(frames, width, h // merge, merge, w // merge, merge).permute(0, 2, 4, 3, 5, 1)
-            parts.append(blocks.reshape(-1, width))
-        return torch.cat(parts)
-
-    def _layout(self, hidden_states: torch.Tensor, grids: list[Grid]) -> Layout:
-        """Everything the blocks need to know of the media, made once per forward."""
-        config, device = self.config, hidden_states.device
-        merge = config.spatial_merge_size
-        coordinates = torch.cat([patch_coordinates(grid, merge, device) for grid in grids])  # [N, 3]
-        segments = [segment for grid in grids for segment in windows(grid, config.temporal_window_size)]
-        dense = "deformable attention adds a bias" if config.use_deformable_attention else ""
-        backend = backend_for(config, hidden_states, config.head_dim, dense=dense)
-        cos, sin = self.rotary_emb(coordinates, hidden_states.dtype)
-        if backend in FLASH_KERNELS:
-            groups = []
-        else:
-            bias = self._biases(grids, hidden_states) if config.use_deformable_attention else {}
-            groups = group_segments(segments, bias)
-        lengths = [segment.length for segment in segments]
-        return Layout(cos[:, None], sin[:, None], backend, groups, lengths)
-
-    def _biases(self, grids: list[Grid], like: torch.Tensor) -> dict[object, torch.Tensor]:
-        """The deformable bias of every distinct segment, (L, L) in the activations' dtype, for all heads and layers.
-
-        -strength * distance, and beyond the radius a further -100 * strength, which hides those tokens. Distances are
-        Euclidean between coordinates normalised to [0, 1] along each axis of the item.
-        """
-        config = self.config
-        biases: dict[object, torch.Tensor] = {}
-        for grid in grids:
-            for segment in windows(grid, config.temporal_window_size):
-                if segment.key in biases:
-                    continue
-                place = patch_coordinates(grid, config.spatial_merge_size, like.device)
-                distance = normalised_distances(place[segment.first : segment.first + segment.length], grid)
-                # A token right on the radius is within it, whatever the last digit of its distance.
-                beyond = (distance > config.deformable_attention_window * (1 + 1e-6)).float()
-                bias = -config.deformable_attention_strength * (distance + 100.0 * beyond)
-                biases[segment.key] = bias.to(like.dtype)
-        return biases
 
 
 class Grid(NamedTuple):
@@ -174,17 +127,18 @@ class Grid(NamedTuple):
 class Segment(NamedTuple):
     """Patches that attend to one another: an image, or a window of a video's frame groups."""
 
-    key: object  # equal where the distances between tokens are: windows of one length of equal items
-    first: int  # within its item
+    grid: Grid  # of its item
+    key: object  # equal where the distances between tokens are: windows of one length of equal items; None: unlike any
+    first: int  # row of the pack
     length: int
 
 
 class Group(NamedTuple):
-    """Consecutive segments of one geometry, attended in one call."""
+    """Consecutive segments of one length, attended in one call."""
 
     segments: int
     length: int
-    bias: torch.Tensor | None  # (L, L)
+    bias: torch.Tensor | None  # (1, 1, L, L) for all of them, or (segments, 1, L, L)
 
 
 class Layout(NamedTuple):
@@ -193,6 +147,27 @@ class Layout(NamedTuple):
     backend: str
     groups: list[Group]  # for the dense backends
     lengths: list[int]  # for the flash kernels
+
+
+def make_layout(
+    config: ArlowVisionConfig,
+    rotary: VisionRotary,
+    hidden_states: torch.Tensor,
+    grids: list[Grid],
+    visible: torch.Tensor | None = None,
+) -> Layout:
+    """Everything the blocks need to know of the media, made once per forward. `visible` (V,): the rows there are, of
+    those that the grids describe."""
+    coordinates = torch.cat(
+        [patch_coordinates(grid, config.spatial_merge_size, hidden_states.device) for grid in grids]
+    )
+    coordinates = coordinates if visible is None else coordinates[visible]  # [N, 3]
+    segments = cut_segments(grids, config.temporal_window_size, visible)
+    dense = "deformable attention adds a bias" if config.use_deformable_attention else ""
+    backend = backend_for(config, hidden_states, config.head_dim, dense=dense)
+    cos, sin = rotary(coordinates, hidden_states.dtype)
+    groups = [] if backend in FLASH_KERNELS else group_segments(segments, config, coordinates, hidden_states.dtype)
+    return Layout(cos[:, None], sin[:, None], backend, groups, [segment.length for segment in segments])
 
 
 def read_grids(
@@ -235,21 +210,98 @@ def normalised_distances(places: torch.Tensor, grid: Grid) -> torch.Tensor:
     return squares.sqrt()
 
 
-def windows(grid: Grid, size: int | None) -> list[Segment]:
-    """An item cut into windows of `size` consecutive frame groups (`None`: one window)."""
+def windows(grid: Grid, size: int | None) -> list[int]:
+    """Patches in each window of `size` consecutive frame groups of an item (`None`: one window)."""
     size = size or grid.t
-    frame = grid.h * grid.w
-    starts = range(0, grid.t, size)
-    lengths = [min(size, grid.t - t) * frame for t in starts]
-    return [Segment((grid, length), t * frame, length) for t, length in zip(starts, lengths, strict=True)]
+    return [min(size, grid.t - t) * grid.h * grid.w for t in range(0, grid.t, size)]
 
 
-def group_segments(segments: list[Segment], bias: dict[object, torch.Tensor]) -> list[Group]:
-    """Runs of segments that one batched call can serve: equal lengths, and the same bias where there is one."""
+def cut_segments(grids: list[Grid], size: int | None, visible: torch.Tensor | None) -> list[Segment]:
+    """The windows of all items, of their visible patches only if not all are."""
+    cut = [(grid, length) for grid in grids for length in windows(grid, size)]
+    starts = [0, *accumulate(length for _, length in cut)]
+    if visible is not None:
+        starts = torch.searchsorted(visible, torch.tensor(starts, device=visible.device)).tolist()
+    return [
+        Segment(grid, (grid, length) if visible is None else None, first, end - first)
+        for (grid, length), (first, end) in zip(cut, pairwise(starts), strict=True)
+        if end > first
+    ]
+
+
+def group_segments(
+    segments: list[Segment], config: ArlowVisionConfig, coordinates: torch.Tensor, dtype: torch.dtype
+) -> list[Group]:
+    """Runs of segments that one batched call can serve: equal lengths, and biases that are equal or of their own.
+
+    `coordinates` (N, 3) of all patches; `dtype` of the activations, which the biases get.
+    """
+    biased = config.use_deformable_attention
+    made: dict[object, torch.Tensor] = {}  # one for all equal segments, heads and layers
     groups = []
-    for (length, key), run in groupby(segments, key=lambda s: (s.length, s.key if bias else None)):
-        groups.append(Group(sum(1 for _ in run), length, bias.get(key)))
+    for (length, key), run in groupby(segments, key=lambda s: (s.length, s.key if biased else None)):
+        members, bias = list(run), None
+        if biased and key is None:
+            bias = torch.stack([deformable_bias(each, config, coordinates) for each in members])[:, None].to(dtype)
+        elif biased:
+            if key not in made:
+                made[key] = deformable_bias(members[0], config, coordinates)[None, None].to(dtype)
+            bias = made[key]
+        groups.append(Group(len(members), length, bias))
     return groups
+
+
+def deformable_bias(segment: Segment, config: ArlowVisionConfig, coordinates: torch.Tensor) -> torch.Tensor:
+    """What deformable attention adds to the scores within a segment, (L, L) float32.
+
+    -strength * distance, and beyond the radius a further -100 * strength, which hides those tokens. Distances are
+    Euclidean between coordinates normalised to [0, 1] along each axis of the item.
+    """
+    distance = normalised_distances(coordinates[segment.first : segment.first + segment.length], segment.grid)
+    # A token right on the radius is within it, whatever the last digit of its distance.
+    beyond = (distance > config.deformable_attention_window * (1 + 1e-6)).float()
+    return -config.deformable_attention_strength * (distance + 100.0 * beyond)
+
+
+def select_rows(rows: list[torch.Tensor], visible: torch.Tensor) -> list[torch.Tensor]:
+    """The rows at `visible`, counted through all tensors of `rows`."""
+    if len(rows) == 1:
+        return [rows[0][visible]]
+    first = len(rows[0])
+    return [rows[0][visible[visible < first]], rows[1][visible[visible >= first] - first]]
+
+
+def coarse_embeddings(
+    embeddings: torch.Tensor, grids: list[Grid], merge: int, visible: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Each frame's embeddings averaged 2x2 and resized back: what a patch twice the size would see. (N, E)
+
+    Of a frame that is seen in parts, the averages are of the visible patches.
+    """
+    if visible is None:
+        return _smooth(embeddings, grids, merge)
+    count = sum(t * h * w for t, h, w in grids)
+    full = embeddings.new_zeros(count, embeddings.shape[1]).index_copy(0, visible, embeddings)
+    seen = embeddings.new_zeros(count, 1).index_fill(0, visible, 1)
+    return _smooth(full, grids, merge)[visible] / _smooth(seen, grids, merge)[visible]
+
+
+def _smooth(rows: torch.Tensor, grids: list[Grid], merge: int) -> torch.Tensor:
+    """The frames of all items, (N, width) in packed order, averaged 2x2 and resized back."""
+    width = rows.shape[1]
+    parts: list[torch.Tensor] = []
+    for (h, w), run in groupby(grids, key=lambda grid: (grid.h, grid.w)):
+        frames = sum(grid.t for grid in run)
+        start = sum(part.shape[0] for part in parts)
+        part = rows[start : start + frames * h * w]
+        blocks = part.view(frames, h // merge, w // merge, merge, merge, width)
+        maps = blocks.permute(0, 5, 1, 3, 2, 4).reshape(frames, width, h, w)
+        # Without even sides (merge 1) the last row or column is averaged over what is there.
+        pooled = nn.functional.avg_pool2d(maps, 2, ceil_mode=True, count_include_pad=False)
+        maps = nn.functional.interpolate(pooled, size=(h, w), mode="bilinear", align_corners=False)
+        blocks = maps.view(frames, width, h // merge, merge, w // merge, merge).permute(0, 2, 4, 3, 5, 1)
+        parts.append(blocks.reshape(-1, width))
+    return torch.cat(parts)
 
 
 class ArlowPatchEmbed(nn.Module):
@@ -339,8 +391,9 @@ class ArlowVisionAttention(nn.Module):
                 x[start:end].view(group.segments, group.length, -1, self.head_dim).transpose(1, 2)  # [G, H, L, D]
                 for x in (query, key, value)
             ]
-            bias = None if group.bias is None else group.bias[None, None]  # [1, 1, L, L]
-            output, weight = attend(self, *batch, bias, scaling=self.scaling, dropout=0.0, is_causal=False, **kwargs)
+            output, weight = attend(
+                self, *batch, group.bias, scaling=self.scaling, dropout=0.0, is_causal=False, **kwargs
+            )
             outputs.append(output.flatten(0, 1))  # [G*L, H, D]
             weights.append(weight)
             start = end
