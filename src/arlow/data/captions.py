@@ -1,5 +1,6 @@
-"""Captions of scenes and clips: every shape with its size, colour and place, in reading order. Three forms, chosen by the
-wording of the question, so that each question has one right answer."""
+"""Captions of scenes and clips: every shape with its size, colour and place, in reading order.
+
+There are three forms, chosen by the wording of the question, so that each question has one right answer."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 
 from .clips import Story
 from .scenes import Scene, Thing
+from .wordings import article
 
 
 PLACES = {
@@ -38,7 +40,7 @@ def describe_scene(scene: Scene, form: int) -> str:
     order = sorted(scene.things, key=lambda thing: (third(thing.y / scene.height), thing.x))
     names = [f"{size_word(thing.radius)} {thing.colour} {thing.shape}" for thing in order]
     places = [place_of(thing, scene.width, scene.height) for thing in order]
-    parts = [f"a {name} {place}" for name, place in zip(names, places, strict=True)]
+    parts = [f"{article(name)} {place}" for name, place in zip(names, places, strict=True)]
     if form == 0:
         return join(parts) + "."
     if form == 1:
@@ -58,11 +60,11 @@ def describe_story(story: Story, form: int) -> str:
     if len(story.colours) > 1:
         events.append("turns " + ", then ".join(story.colours[1:]))
     events = events or ["stays the same"]
-    article = "an" if name[0] in "aeiou" else "a"
     if form == 0:
-        return f"{article} {name} that {join(events)}."
+        return f"{article(name)} that {join(events)}."
     if form == 1:
-        return f"{article.capitalize()} {name}. It {join(events)}."
+        start = article(name)
+        return f"{start[0].upper()}{start[1:]}. It {join(events)}."
     return f"{name}; {'; '.join(events)}"
 
 

@@ -5,6 +5,7 @@ Legend: T frames, H x W pixels.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -76,8 +77,9 @@ def draw_story(
     seconds = rng.uniform(max(MIN_SECONDS, (MIN_COLOUR_SECONDS + 0.1) * len(pairs)), MAX_SECONDS)
     radius, growth = math.exp(rng.uniform(math.log(0.13), math.log(0.24))), 1.0
     if size is not None:
-        growth = rng.uniform(1.8, 2.6)
-        radius = rng.uniform(0.1, 0.15)
+        # Where it moves too, it must leave room to move in.
+        growth = rng.uniform(1.8, 2.6) if direction is None else rng.uniform(1.6, 1.9)
+        radius = rng.uniform(0.1, 0.15 if direction is None else 0.13)
         if size == "shrinks":
             radius, growth = radius * growth, 1 / growth
     largest = radius * max(1, growth) + 0.02
@@ -117,7 +119,7 @@ def draw_colour_turn(rng: random.Random, changes: int, allowed: Sequence[Pair]) 
         shape = rng.choice(allowed)[0]
         choice = [pair for pair in allowed if pair[0] == shape]
         pairs = [rng.choice(choice) for _ in range(changes + 1)]
-        neighbours = all(are_distinct(a[1], b[1]) for a, b in zip(pairs, pairs[1:], strict=False))
+        neighbours = all(are_distinct(a[1], b[1]) for a, b in itertools.pairwise(pairs))
         if neighbours and not {"black", "white"} <= {colour for _, colour in pairs}:
             return pairs
 

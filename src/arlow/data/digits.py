@@ -63,7 +63,8 @@ def digit_mask(rng: random.Random, digit: int, *, split: str, side: int) -> Imag
 def draw_ink(rng: random.Random, ground: RGB) -> RGB:
     """A colour to write with that stands out against `ground`: mostly dark on light or light on dark."""
     while True:
-        level = rng.choice([rng.uniform(0, 60), rng.uniform(200, 255)])
-        ink = tuple(round(min(255.0, max(0.0, level + rng.uniform(-40, 40) * rng.choice([0, 1])))) for _ in range(3))
+        level, tint = rng.choice([rng.uniform(0, 60), rng.uniform(200, 255)]), rng.choice([0, 40])
+        red, green, blue = (round(min(255.0, max(0.0, level + rng.uniform(-tint, tint)))) for _ in range(3))
+        ink = red, green, blue
         if contrast(ink, ground) > 300:
             return ink

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
+from .wordings import article, ask
 
 
 @dataclass(frozen=True)
@@ -34,50 +35,12 @@ class Option:
     asks: frozenset = frozenset()
 
 
-Draw = random.Random
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "star": "stars"}
 LARGER_AREA, LARGER_RADIUS = 1.5, 1.15  # both must differ by this before one shape is called larger
 SIDES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 SIDE_WORDS = {"left of": ["left of", "to the left of"], "right of": ["right of", "to the right of"],
               "above": ["above", "over"], "below": ["below", "under"]}  # fmt: skip
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
-WORDINGS = {
-    "shape_alone": ["What shape is this?", "What shape is in the picture?", "Which shape do you see?",
-                    "Name the shape.", "What is the shape in the image?", "What shape is shown?"],
-    "shape": ["What shape is {}?", "What is the shape of {}?", "What kind of shape is {}?"],
-    "colour_alone": ["What colour is the shape?", "What color is it?", "Which colour does the shape have?",
-                     "What is the colour of the shape?", "What color is the shape in the picture?", "Name the colour."],
-    "colour": ["What colour is {}?", "What color is {}?", "Which colour does {} have?", "What is the colour of {}?",
-               "Name the colour of {}."],
-    "count": ["How many {} are there?", "How many {} do you see?", "Count the {}.", "How many {} are in the picture?",
-              "What is the number of {}?"],
-    "larger": ["Which is larger, {} or {}?", "Which is bigger, {} or {}?", "What is larger: {} or {}?",
-               "Which one is larger, {} or {}?", "Is {} or {} larger?"],
-    "position": ["What is {} {}?", "Which shape is {} {}?", "What do you see {} {}?", "Name the shape {} {}."],
-    "position_yes_no": ["Is {0} {1} {2}?", "Does {0} lie {1} {2}?", "Is it true that {0} is {1} {2}?"],
-    "exists": ["Is there {}?", "Do you see {}?", "Is there {} in the picture?", "Can you see {}?",
-               "Does the picture show {}?"],
-}  # fmt: skip
-
-
-def vary(rng: Draw, question: str) -> str:
-    """`question` as people type it: mostly as written, sometimes in lower case or without its mark."""
-    question = question[0].upper() + question[1:]
-    chance = rng.random()
-    if chance < 0.1:
-        return question.lower().rstrip("?.")
-    return question.lower() if chance < 0.15 else question
-
-
-def ask(rng: Draw, kind: str, *parts: str) -> str:
-    """A question of this kind in one of its wordings."""
-    return vary(rng, rng.choice(WORDINGS[kind]).format(*parts))
-
-
-def article(words: str) -> str:
-    """`words` with "a" or "an"."""
-    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def full_name(thing: Thing) -> str:
@@ -102,7 +65,7 @@ def names_of(things: Sequence[Thing], index: int) -> dict[str, frozenset]:
 # Options of a scene, by type
 
 
-def shape_options(rng: Draw, scene: Scene) -> list[Option]:
+def shape_options(rng: random.Random, scene: Scene) -> list[Option]:
     """What shape: of the only one, or of the only one of its colour."""
     things = scene.things
     options = []
@@ -111,13 +74,13 @@ def shape_options(rng: Draw, scene: Scene) -> list[Option]:
         if len(things) == 1:
             options.append(Option(Turn("shape", ask(rng, "shape_alone"), thing.shape), fact, fact))
         if sum(other.colour == thing.colour for other in things) == 1:
-            name = rng.choice([f"the {thing.colour} shape", f"the {thing.colour} one", f"the {thing.colour} object"])
+            name = f"the {thing.colour} " + rng.choice(["one", "object", "thing"])
             tells = fact | {("colour", index)}
             options.append(Option(Turn("shape", ask(rng, "shape", name), thing.shape), tells, fact))
     return options
 
 
-def colour_options(rng: Draw, scene: Scene) -> list[Option]:
+def colour_options(rng: random.Random, scene: Scene) -> list[Option]:
     """What colour: of the only shape, or of the only one of its kind."""
     things = scene.things
     options = []
@@ -131,10 +94,10 @@ def colour_options(rng: Draw, scene: Scene) -> list[Option]:
     return options
 
 
-def count_options(rng: Draw, scene: Scene) -> list[Option]:
+def count_options(rng: random.Random, scene: Scene) -> list[Option]:
     """How many: in all, of a shape, of a colour, of both."""
     things = scene.things
-    words = [(rng.choice(["shapes", "objects"]), len(things), "all")] * 3
+    words: list[tuple[str, int, object]] = [(rng.choice(["shapes", "objects"]), len(things), "all")] * 3
     words += [(PLURALS[shape], sum(thing.shape == shape for thing in things), shape) for shape in SHAPES]
     for colour in {*(thing.colour for thing in things), rng.choice(COLOURS)}:
         words.append((f"{colour} shapes", sum(thing.colour == colour for thing in things), colour))
@@ -149,7 +112,7 @@ def count_options(rng: Draw, scene: Scene) -> list[Option]:
     ]
 
 
-def larger_options(rng: Draw, scene: Scene) -> list[Option]:
+def larger_options(rng: random.Random, scene: Scene) -> list[Option]:
     """Which of two is larger; the answer is the name as the question gave it."""
     options = []
     for one, first in enumerate(scene.things):
@@ -185,7 +148,7 @@ def is_beside(first: Thing, second: Thing, side: str) -> bool | None:
     return False if along <= 0.3 * max(first.radius, second.radius) else None
 
 
-def position_options(rng: Draw, scene: Scene) -> list[Option]:
+def position_options(rng: random.Random, scene: Scene) -> list[Option]:
     """What is left of (right of, above, below) a shape, where exactly one is."""
     things = scene.things
     options = []
@@ -204,7 +167,7 @@ def position_options(rng: Draw, scene: Scene) -> list[Option]:
     return options
 
 
-def position_yes_no_options(rng: Draw, scene: Scene) -> list[Option]:
+def position_yes_no_options(rng: random.Random, scene: Scene) -> list[Option]:
     """Whether one shape is left of (right of, above, below) another."""
     things = scene.things
     options = []
@@ -227,7 +190,7 @@ def yes_no(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-def exists_options(rng: Draw, scene: Scene, *, allowed: Sequence[Pair]) -> list[Option]:
+def exists_options(rng: random.Random, scene: Scene, *, allowed: Sequence[Pair]) -> list[Option]:
     """Is there a ...: what is there, and as many near misses: right in shape or in colour, but not both."""
     things = scene.things
     # Sorted: a set of words has another order in every process.
@@ -275,27 +238,28 @@ SCENE_ANSWERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def options_of(rng: Draw, scene: Scene, kind: str, *, allowed: Sequence[Pair]) -> list[Option]:
+def options_of(rng: random.Random, scene: Scene, kind: str, *, allowed: Sequence[Pair]) -> list[Option]:
     """Every question of type `kind` that this scene allows."""
     if kind == "exists":
         return exists_options(rng, scene, allowed=allowed)
     return SCENE_OPTIONS[kind](rng, scene)
 
 
-def pick_turns(rng: Draw, first: Option, pools: dict[str, list[Option]], most: int) -> list[Turn]:
-    """`first` and up to `most - 1` others in random order: types in turn, answers of a type as often as each other,
-    and nothing asked that an earlier question told."""
-    chosen = [first]
-    told = set(first.tells)
-    kinds = rng.sample(sorted(pools), len(pools)) * 2
-    for kind in kinds:
+def pick_turns(
+    rng: random.Random, first: Option, pools: dict[str, list[Option]], most: int, *, weights: dict[str, float]
+) -> list[Turn]:
+    """`first` and up to `most - 1` others, each type at most twice: types by weight, nothing asked that an earlier
+    question told, and yes or no only where both could be the answer (else "no" would lead)."""
+    chosen, told = [first], set(first.tells)
+    order = sorted([*pools] * 2, key=lambda kind: rng.random() ** (1 / weights[kind]), reverse=True)
+    for kind in order:
         if len(chosen) >= most:
             break
         fresh = [option for option in pools[kind] if not option.asks & told]
-        if fresh:
-            counts = Counter(option.turn.answer for option in fresh)
-            weights = [1 / counts[option.turn.answer] for option in fresh]
-            option = rng.choices(fresh, weights)[0]
-            chosen.append(option)
-            told |= option.tells
+        counts = Counter(option.turn.answer for option in fresh)
+        if not fresh or (counts.keys() < {"yes", "no"}):
+            continue
+        option = rng.choices(fresh, [1 / counts[option.turn.answer] for option in fresh])[0]
+        chosen.append(option)
+        told |= option.tells
     return [option.turn for option in chosen]

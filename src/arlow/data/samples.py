@@ -19,7 +19,7 @@ from .clips import (
     render_story,
 )
 from .digits import digit_mask
-from .questions import SCENE_ANSWERS, SCENE_OPTIONS, Option, Turn, options_of, pick_turns, vary
+from .questions import SCENE_ANSWERS, SCENE_OPTIONS, Option, Turn, options_of, pick_turns
 from .scenes import (
     COLOURS,
     SHAPES,
@@ -40,7 +40,8 @@ from .scenes import (
     render_ground,
     side_of,
 )
-from .text_questions import draw_text_turns
+from .text_questions import draw_text_turns, unknown_turn
+from .wordings import CAPTION, ask, vary
 
 
 MOST_TURNS = 6  # of one training sample
@@ -93,7 +94,7 @@ def picture_of(rng: random.Random, scene: Scene) -> Picture:
 
 
 SCENE_WEIGHTS = {
-    "shape": 1.0, "colour": 1.0, "count": 1.3, "larger": 1.0, "position": 1.6, "position_yes_no": 1.3, "exists": 1.0,
+    "shape": 2.0, "colour": 1.8, "count": 1.0, "larger": 1.0, "position": 1.8, "position_yes_no": 1.2, "exists": 1.0,
 }  # fmt: skip
 
 
@@ -104,13 +105,17 @@ def make_picture(rng: random.Random, split: str, most: int) -> Sample:
     if split == "unseen" and kind == "colour":
         answers = tuple(sorted(colour for _, colour in UNSEEN_PAIRS))
     answer = rng.choice(answers) if answers else None
-    while True:
-        scene, first = draw_fitting(rng, split, kind, answer)
-        if first is not None:
-            break
-    pools = {} if most == 1 else {k: options_of(rng, scene, k, allowed=allowed_pairs(split)) for k in SCENE_OPTIONS}
-    turns = pick_turns(rng, first, pools, rng.randint(min(3, most), most))
-    return Sample([picture_of(rng, scene)], turns)
+    first = None
+    while first is None:
+        scene = draw_scene_of(rng, split)
+        first = draw_fitting(rng, scene, split, kind, answer)
+    turns = [first.turn]
+    if most > 1:
+        pools = {other: options_of(rng, scene, other, allowed=allowed_pairs(split)) for other in SCENE_OPTIONS}
+        turns = pick_turns(rng, first, pools, rng.randint(3, most), weights=SCENE_WEIGHTS)
+        if rng.random() < 0.06:
+            turns.append(unknown_turn(rng, split, without_media=False))
+    return Sample([picture_of(rng, scene)], turns[:most])
 
 
 def draw_kind(rng: random.Random, weights: dict[str, float], *, even: bool) -> str:
@@ -118,40 +123,29 @@ def draw_kind(rng: random.Random, weights: dict[str, float], *, even: bool) -> s
     return rng.choice([*weights]) if even else rng.choices([*weights], [*weights.values()])[0]
 
 
-def draw_fitting(rng: random.Random, split: str, kind: str, answer: str | None) -> tuple[Scene, Option | None]:
-    """A scene, and a question of this type with this answer if it allows one."""
-    allowed = allowed_pairs(split)
-    pairs = draw_pairs(rng, rng.choices((1, 2, 3, 4), (3, 3, 3, 2))[0], allowed)
-    if split == "unseen" and not UNSEEN_PAIRS & set(pairs):
+def draw_scene_of(rng: random.Random, split: str) -> Scene:
+    """A scene of one to four shapes; in "unseen" at least one is a pair that training never shows."""
+    pairs = draw_pairs(rng, rng.choices((1, 2, 3, 4), (3, 3, 3, 2))[0], allowed_pairs(split))
+    if split == "unseen" and not UNSEEN_PAIRS & {*pairs}:  # none of these is black or white
         pairs[rng.randrange(len(pairs))] = rng.choice(sorted(UNSEEN_PAIRS))
-        if {"black", "white"} <= {colour for _, colour in pairs}:
-            return Scene(1, 1, (), None), None
-    scene = draw_scene(rng, pairs)
-    options = options_of(rng, scene, kind, allowed=allowed)
+    return draw_scene(rng, pairs)
+
+
+def draw_fitting(rng: random.Random, scene: Scene, split: str, kind: str, answer: str | None) -> Option | None:
+    """A question of this type with this answer (None: any), if the scene allows one; in "unseen" about unseen pairs
+    where it is about one shape."""
+    options = options_of(rng, scene, kind, allowed=allowed_pairs(split))
     fitting = [option for option in options if answer in (None, option.turn.answer)]
     if split == "unseen" and kind in ("shape", "colour"):
         unseen = {(kind, index) for index, thing in enumerate(scene.things) if thing.pair in UNSEEN_PAIRS}
         fitting = [option for option in fitting if option.asks & unseen]
-    return scene, rng.choice(fitting) if fitting else None
+    return rng.choice(fitting) if fitting else None
 
 
 # Digits
 
 
-DIGIT_WORDINGS = {
-    "one": ["Which digit is this?", "What digit is shown?", "Which digit do you see?", "What number is written here?",
-            "Read the digit.", "What digit is in the picture?"],
-    "side": ["Which digit is on the {}?", "What is the {} digit?", "What digit stands on the {}?"],
-    "sum": ["What is the sum of the two digits?", "Add the two digits.", "What do the two digits add up to?",
-            "What is the sum of the digits in the picture?"],
-    "larger": ["Which digit is larger?", "What is the larger of the two digits?", "Which of the two digits is bigger?",
-               "What is the larger digit?"],
-}  # fmt: skip
 DIGIT_WEIGHTS = {"digit": 1.0, "digit_sum": 1.0, "digit_larger": 0.7}
-
-
-def ask_digit(rng: random.Random, kind: str, *parts: str) -> str:
-    return vary(rng, rng.choice(DIGIT_WORDINGS[kind]).format(*parts))
 
 
 def make_digit(rng: random.Random, split: str, most: int) -> Sample:
@@ -159,14 +153,14 @@ def make_digit(rng: random.Random, split: str, most: int) -> Sample:
     kind = draw_kind(rng, DIGIT_WEIGHTS, even=most == 1)
     if kind == "digit":
         digit = rng.randrange(10)
-        return Sample([picture_of_digits(rng, [digit], split)], [Turn("digit", ask_digit(rng, "one"), str(digit))])
+        return Sample([picture_of_digits(rng, [digit], split)], [Turn("digit", ask(rng, "digit"), str(digit))])
     left, right = (rng.randrange(10) for _ in range(2))
     if kind == "digit_larger":
         left, right = rng.sample(range(10), 2)
-    total = Turn("digit_sum", ask_digit(rng, "sum"), str(left + right))
-    larger = Turn("digit_larger", ask_digit(rng, "larger"), str(max(left, right)))
+    total = Turn("digit_sum", ask(rng, "digit_sum"), str(left + right))
+    larger = Turn("digit_larger", ask(rng, "digit_larger"), str(max(left, right)))
     sides = [
-        Turn("digit", ask_digit(rng, "side", side), str(digit)) for side, digit in (("left", left), ("right", right))
+        Turn("digit", ask(rng, "digit_side", side), str(digit)) for side, digit in (("left", left), ("right", right))
     ]
     turns = [total] if kind == "digit_sum" else [larger]
     # Reading the digits aloud would give away the rest: it comes last, and only one is asked.
@@ -194,19 +188,6 @@ def picture_of_digits(rng: random.Random, digits: Sequence[int], split: str) -> 
 # Clips
 
 
-CLIP_WORDINGS = {
-    "video_direction": ["Which way does {} move?", "In which direction does {} move?", "Where does {} move?",
-                        "Which way is {} going?", "What is the direction of motion?"],
-    "video_colour": ["What colour is {} in the video?", "What color is {}?", "Which colour does {} have?",
-                     "What colour is the moving shape?"],
-    "video_shape": ["What shape is in the video?", "Which shape do you see in the clip?", "What shape is it?"],
-    "video_size": ["Does {} grow or shrink?", "Is {} growing or shrinking?", "How does the size of {} change?",
-                   "What happens to the size of {}?"],
-    "video_changes": ["How many times does {} change colour?", "How often does the colour of {} change?",
-                      "How many times does the color change?", "Count the colour changes."],
-    "video_digit": ["Which digit appears last?", "What is the last digit?", "Which digit is shown last?",
-                    "What digit comes last in the video?"],
-}  # fmt: skip
 CLIP_WEIGHTS = {
     "video_direction": 1.2, "video_colour": 0.8, "video_shape": 0.6, "video_size": 0.8, "video_changes": 1.4,
     "video_digit": 1.2,
@@ -220,8 +201,7 @@ def make_clip(rng: random.Random, split: str, most: int) -> Sample:
     if kind == "video_digit":
         digits = draw_digit_turn(rng)
         clip = film(rng, *render_digits(rng, digits, split=split))
-        question = vary(rng, rng.choice(CLIP_WORDINGS[kind]))
-        return Sample([clip], [Turn(kind, question, str(digits[-1]))])
+        return Sample([clip], [Turn(kind, ask(rng, kind), str(digits[-1]))])
     story = draw_story_about(rng, split, kind)
     facts = {
         "video_direction": story.direction,
@@ -239,12 +219,7 @@ def make_clip(rng: random.Random, split: str, most: int) -> Sample:
         others = [other for other in others if other != "video_shape"]
     if kind == "video_changes":  # one colour asked for would mean no change
         others = [other for other in others if other != "video_colour"]
-    turns = []
-    for asked in [kind, *others][:most]:
-        question = rng.choice(CLIP_WORDINGS[asked])
-        if "moving" in question and story.direction is None:
-            question = CLIP_WORDINGS[asked][0]
-        turns.append(Turn(asked, vary(rng, question.format(name)), facts[asked] or ""))
+    turns = [Turn(asked, ask(rng, asked, name), facts[asked] or "") for asked in [kind, *others][:most]]
     return Sample([film(rng, render_story(rng, story), story.fps)], turns)
 
 
@@ -282,17 +257,6 @@ def draw_story_about(rng: random.Random, split: str, kind: str | None) -> Story:
 # Two media
 
 
-PAIR_WORDINGS = {
-    "same_different": ["Are the two pictures the same or different?", "Same or different?",
-                       "Do the two images show the same or something different?",
-                       "Are these images the same or different?"],
-    "what_changed": ["What changed from the first picture to the second: colour, shape, number or position?",
-                     "What changed?", "What is different in the second picture?",
-                     "What changed between the two pictures?"],
-    "in_common": ["What do the picture and the video have in common: colour, shape, both or nothing?",
-                  "What do they have in common?", "What do the image and the video share?",
-                  "What is the same in the picture and in the clip?"],
-}  # fmt: skip
 CHANGES = ("colour", "shape", "number", "position")
 COMMON = ("colour", "shape", "both", "nothing")
 
@@ -304,10 +268,10 @@ def make_two_images(rng: random.Random, split: str, most: int) -> Sample:
     drawn = None
     while drawn is None:
         drawn = draw_change(rng, split, change)
-    turns = [Turn("what_changed", vary(rng, rng.choice(PAIR_WORDINGS["what_changed"])), change)] if change else []
+    turns = [Turn("what_changed", ask(rng, "what_changed"), change)] if change else []
     if kind == "same_different":
         truth = "different" if change else "same"
-        turns.insert(0, Turn(kind, vary(rng, rng.choice(PAIR_WORDINGS[kind])), truth))
+        turns.insert(0, Turn(kind, ask(rng, kind), truth))
     return Sample([picture_of(rng, scene) for scene in drawn], turns[:most])
 
 
@@ -371,7 +335,7 @@ def make_image_and_clip(rng: random.Random, split: str, most: int) -> Sample:
     media: list[Picture | Clip] = [picture_of(rng, scene), film(rng, render_story(rng, story), story.fps)]
     if rng.random() < 0.5:
         media.reverse()
-    turns = [Turn("in_common", vary(rng, rng.choice(PAIR_WORDINGS["in_common"])), common)]
+    turns = [Turn("in_common", ask(rng, "in_common"), common)]
     follow = [
         Turn("colour", vary(rng, "What colour is the shape in the picture?"), colour),
         Turn("shape", vary(rng, "What shape is in the picture?"), shape),
@@ -384,12 +348,9 @@ def make_image_and_clip(rng: random.Random, split: str, most: int) -> Sample:
 # Captions and text
 
 
-CAPTION_WORDINGS = ["Describe {}.", "What is in {}?", "List what {} shows."]
-
-
 def make_caption(rng: random.Random, split: str, most: int) -> Sample:
     """One picture or clip, described. The wording of the question settles the form of the description."""
-    form = rng.randrange(len(CAPTION_WORDINGS))
+    form = rng.randrange(len(CAPTION))
     chance = rng.random() * (0.75 if split == "unseen" else 1)
     media: Picture | Clip
     if chance < 0.55:
@@ -408,7 +369,7 @@ def make_caption(rng: random.Random, split: str, most: int) -> Sample:
         digits = draw_digit_turn(rng)
         media = film(rng, *render_digits(rng, digits, split=split))
         answer, name = describe_digits(digits, form, clip=True), "video"
-    return Sample([media], [Turn("caption", CAPTION_WORDINGS[form].format(f"the {name}"), answer)])
+    return Sample([media], [Turn("caption", CAPTION[form].format(f"the {name}"), answer)])
 
 
 def make_text(rng: random.Random, split: str, most: int) -> Sample:

@@ -54,9 +54,9 @@ MIN_SIDE, MAX_SIDE = 64, 512  # pixels
 NOISE_SIDE = 768
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Thing:
-    """One shape. `radius` is that of the circle around it; `points` are its corners, (K, 2), within the unit circle."""
+    """One shape. `radius` is that of the circle around it, `points` (K, 2) are its corners within the unit circle."""
 
     shape: str
     colour: str
@@ -71,7 +71,7 @@ class Thing:
     def pair(self) -> Pair:
         return self.shape, self.colour
 
-    @property
+    @functools.cached_property
     def area(self) -> float:
         """In units of the short side squared."""
         x, y = self.points[:, 0], self.points[:, 1]
@@ -133,7 +133,7 @@ def draw_thing(rng: random.Random, pair: Pair, *, x: float, y: float, radius: fl
     outline = None
     rgb = colour_value(rng, colour)
     if colour not in ("black", "white") and rng.random() < 0.2:
-        outline = rng.choice([(0, 0, 0), tuple(level // 2 for level in rgb)])
+        outline = rng.choice([(0, 0, 0), (rgb[0] // 2, rgb[1] // 2, rgb[2] // 2)])
     return Thing(shape, colour, x, y, radius, rgb, corners(rng, shape), outline)
 
 
@@ -234,7 +234,7 @@ def ground_for(rng: random.Random, inks: Sequence[RGB], *, colours: Collection[s
 
 def _ground_colour(rng: random.Random, low: float, high: float, near: RGB | None = None) -> RGB:
     """A pale colour of value `low`..`high`: often pure grey, sometimes white or black itself."""
-    value = min(1.0, max(0.0, rng.uniform(low - 0.05, high + 0.05)))
+    value = min(1.0, max(0.0, rng.uniform(low - 0.07, high + 0.07)))
     hue, saturation = rng.random(), rng.choice([0.0, rng.uniform(0, 0.16)])
     if near is not None:
         hue, saturation, _ = colorsys.rgb_to_hsv(*(level / 255 for level in near))

@@ -7,12 +7,13 @@ last and whole, so a folder with a `data.jsonl` is complete.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from .samples import MAKERS, MOST_TURNS, Clip, Picture, Sample
 from .text_documents import draw_document
 
 
+Spread = Callable[..., Iterable]
+
 SPLITS = ("train", "validation", "test", "unseen")
 TASKS = (*MAKERS, "texts")
-NO_UNSEEN = ("digit", "text", "texts")  # without shapes and colours: no unseen pair to show
 SEED_STRIDE = 10_000_000  # samples per task and seed
 
 # How many samples of each task a preset writes, at scale 1.
@@ -95,29 +97,57 @@ def write_dataset(
         OSError: `folder` cannot be written.
     """
     check_split(split)
+    check_counts(counts)
+    with started(workers) as spread:
+        return _write_split(empty_folder(folder), split=split, counts=counts, seed=seed, spread=spread)
+
+
+def check_counts(counts: dict[str, int]) -> None:
+    """Raise `ValueError` for an unknown task or an impossible count."""
     for task, count in counts.items():
         if task not in TASKS:
             raise ValueError(message("counts", task, f"unknown task, expected one of {', '.join(TASKS)}"))
-        if not 0 <= count <= SEED_STRIDE:
-            raise ValueError(message(f"counts[{task!r}]", count, f"expected 0..{SEED_STRIDE}"))
+        if not isinstance(count, int) or not 0 <= count <= SEED_STRIDE:
+            raise ValueError(message(f"counts[{task!r}]", count, f"expected a whole number, 0..{SEED_STRIDE}"))
+
+
+def empty_folder(folder: str | os.PathLike) -> Path:
+    """The folder, made and found writable; raises where it holds a dataset or cannot be written."""
+    path = Path(folder)
+    if (path / "data.jsonl").exists():
+        raise FileExistsError(message("folder", str(path), "holds a data.jsonl already", "choose another folder"))
+    try:
+        for name in ("images", "videos"):
+            (path / name).mkdir(parents=True, exist_ok=True)
+        (path / "data.jsonl.part").touch()
+    except OSError as error:
+        raise OSError(message("folder", str(path), f"cannot be written ({error.strerror})")) from error
+    return path
+
+
+@contextlib.contextmanager
+def started(workers: int) -> Iterator[Spread]:
+    """A `map` that keeps the order, over this many processes; 0: in this one."""
     if workers < 0:
         raise ValueError(message("workers", workers, "expected 0 or more processes"))
-    folder = Path(folder)
-    index = folder / "data.jsonl"
-    if index.exists():
-        raise FileExistsError(message("folder", str(folder), "holds a data.jsonl already", "choose another folder"))
-    for name in ("images", "videos"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    jobs = [(task, number) for task, count in counts.items() if task != "texts" for number in range(count)]
+    if workers == 0:
+        yield map
+        return
+    # Not forked: the caller may hold threads of torch or FFmpeg.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield functools.partial(pool.imap, chunksize=16)
+
+
+def _write_split(folder: Path, *, split: str, counts: dict[str, int], seed: int, spread: Spread) -> Path:
+    start = seed * SEED_STRIDE
     if counts.get("texts"):
-        texts = pretraining_texts(split, count=counts["texts"], seed=seed)
+        seeds = range(start, start + counts["texts"])
+        texts = spread(functools.partial(make_text, split), seeds)
         write_lines(folder / "texts.jsonl", ({"text": text} for text in texts))
-    write = functools.partial(write_sample, folder=folder, split=split, seed=seed)
-    if workers:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            write_lines(index, pool.imap(write, jobs, chunksize=16))
-    else:
-        write_lines(index, map(write, jobs))
+    jobs = [(task, number) for task, count in counts.items() if task != "texts" for number in range(count)]
+    write_one = functools.partial(write_sample, folder=folder, split=split, seed=seed)
+    index = folder / "data.jsonl"
+    write_lines(index, spread(write_one, jobs))
     return index
 
 
@@ -182,17 +212,16 @@ def write(
         raise ValueError(message("preset", preset, f"expected one of {', '.join(PRESETS)}"))
     if not 0 < scale <= 1000:
         raise ValueError(message("scale", scale, "expected a factor over 0"))
-    out = Path(out)
-    for split in PRESETS[preset]:
-        if (out / split / "data.jsonl").exists():
-            raise FileExistsError(message("out", str(out), f"holds a {split} split already", "choose another folder"))
-    return {
-        split: write_dataset(
-            out / split,
-            split=split,
-            counts={task: max(1, round(count * scale)) for task, count in counts.items()},
-            seed=seed,
-            workers=workers,
-        )
-        for split, counts in PRESETS[preset].items()
-    }
+    chosen = PRESETS[preset]
+    folders = {split: empty_folder(Path(out) / split) for split in chosen}
+    with started(workers) as spread:
+        return {
+            split: _write_split(
+                folders[split],
+                split=split,
+                counts={task: max(1, round(count * scale)) for task, count in counts.items()},
+                seed=seed,
+                spread=spread,
+            )
+            for split, counts in chosen.items()
+        }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
 from .captions import describe_scene, describe_story
 from .questions import SCENE_OPTIONS, Turn, options_of, pick_turns
-from .samples import draw_story_about
+from .samples import SCENE_WEIGHTS, draw_story_about
 from .scenes import allowed_pairs, draw_pairs, draw_scene
 from .text_questions import (
     DAYS,
@@ -39,7 +40,7 @@ def scene_document(rng: random.Random, split: str) -> str:
         del pools["larger"]  # the sizes a caption tells are too coarse
         if pools["exists"]:
             break
-    turns = pick_turns(rng, rng.choice(pools["exists"]), pools, rng.randint(1, 4))
+    turns = pick_turns(rng, rng.choice(pools["exists"]), pools, rng.randint(1, 4), weights=SCENE_WEIGHTS)
     return f"Picture: {describe_scene(scene, rng.randrange(3))}\n{written(rng, turns[1:] or turns)}"
 
 
@@ -92,7 +93,7 @@ def calendar_document(rng: random.Random, split: str) -> str:
     run = [names[(start + index) % len(names)] for index in range(count)]
     if rng.random() < 0.5:
         return ", ".join(run) + "."
-    return " ".join(f"After {one} comes {two}." for one, two in zip(run, run[1:], strict=False))
+    return " ".join(f"After {one} comes {two}." for one, two in itertools.pairwise(run))
 
 
 DOCUMENTS: dict[Callable[[random.Random, str], str], float] = {

@@ -19,8 +19,9 @@ import random
 import zlib
 from collections.abc import Callable
 
-from .questions import WORDINGS, Turn, vary, yes_no
-from .scenes import COLOURS, SHAPES
+from .questions import Turn, yes_no
+from .scenes import SEEN_PAIRS
+from .wordings import CLIP, DIGIT, PAIR, PICTURE, article, vary
 
 
 MOST_SUMMAND = 30
@@ -34,7 +35,18 @@ MONTH_DAYS = {"January": 31, "March": 31, "April": 30, "May": 31, "June": 30, "J
               "September": 30, "October": 31, "November": 30, "December": 31}  # fmt: skip
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
             "twelfth")  # fmt: skip
-WORDS = ["arm", "art", "ask", "bag", "bat", "bed", "bell", "bird", "boat", "book", "box", "boy", "bread", "brick", "brush", "bus", "cake", "car", "card", "cat", "chair", "clock", "cloud", "coat", "coin", "cold", "cook", "corn", "cow", "cup", "dance", "desk", "dish", "dog", "door", "dream", "dress", "drum", "duck", "dust", "ear", "east", "egg", "eye", "face", "farm", "fast", "fig", "fire", "fish", "flag", "floor", "flute", "fog", "food", "foot", "fork", "fox", "frog", "fruit", "game", "gate", "gift", "girl", "glass", "glove", "goat", "gold", "grape", "grass", "hair", "ham", "hand", "hat", "head", "heart", "hen", "hill", "home", "horn", "horse", "house", "ice", "ink", "iron", "jam", "jar", "jump", "key", "king", "kite", "knee", "knife", "lake", "lamp", "land", "leaf", "leg", "lemon", "light", "lion", "lip", "log", "map", "mask", "meat", "milk", "moon", "mouse", "mouth", "mud", "nail", "neck", "nest", "net", "night", "north", "nose", "nut", "oak", "ocean", "oil", "onion", "oven", "owl", "paint", "pan", "paper", "park", "path", "pen", "pet", "piano", "pie", "pig", "pin", "plane", "plant", "plate", "pond", "pot", "queen", "rain", "rat", "rice", "ring", "river", "road", "rock", "roof", "room", "root", "rope", "rose", "salt", "sand", "sea", "seed", "sheep", "ship", "shirt", "shoe", "shop", "silk", "sky", "sleep", "snow", "soap", "sock", "soup", "spoon", "stone", "storm", "sugar", "sun", "swan", "table", "tail", "tea", "tent", "tiger", "toe", "tooth", "tower", "town", "toy", "train", "tree", "truck", "van", "vase", "voice", "wall", "water", "wave", "week", "well", "wheat", "wheel", "wind", "wing", "wolf", "wood", "wool", "world", "year", "zebra"]
+_ENGLISH = """
+arm art ask bag bat bed bell bird boat book box boy bread brick brush bus cake car card cat chair clock cloud coat
+coin cold cook corn cow cup dance desk dish dog door dream dress drum duck dust ear east egg eye face farm fast fig
+fire fish flag floor flute fog food foot fork fox frog fruit game gate gift girl glass glove goat gold grape grass
+hair ham hand hat head heart hen hill home horn horse house ice ink iron jam jar jump key king kite knee knife lake
+lamp land leaf leg lemon light lion lip log map mask meat milk moon mouse mouth mud nail neck nest net night north
+nose nut oak ocean oil onion oven owl paint pan paper park path pen pet piano pie pig pin plane plant plate pond pot
+queen rain rat rice ring river road rock roof room root rope rose salt sand sea seed sheep ship shirt shoe shop silk
+sky sleep snow soap sock soup spoon stone storm sugar sun swan table tail tea tent tiger toe tooth tower town toy
+train tree truck van vase voice wall water wave week well wheat wheel wind wing wolf wood wool world year zebra
+"""
+WORDS = tuple(_ENGLISH.split())
 
 WORDINGS_SUM = ("What is {} + {}?", "What is {} plus {}?", "{} + {} = ?", "Add {} and {}.", "How much is {} plus {}?",
                 "What is the sum of {} and {}?", "Calculate {} + {}.")  # fmt: skip
@@ -47,14 +59,14 @@ WORDINGS_BACKWARDS = ("Spell {} backwards.", "Spell the word {} backwards.", "Wr
                       "What is {} spelled backwards?", "Reverse the letters of {}.")  # fmt: skip
 WORDINGS_SPELLING = ("Spell {}.", "Spell the word {}.", "How do you spell {}?", "What are the letters of {}?")
 
-HELLOS = ("Hello", "Hi", "Hey", "Good morning", "Good evening", "Good afternoon", "Hello there", "Hi there", "Hey there",
-          "Greetings", "Good day")  # fmt: skip
+HELLOS = ("Hello", "Hi", "Hey", "Good morning", "Good evening", "Good afternoon", "Hello there", "Hi there",
+          "Hey there", "Greetings", "Good day")  # fmt: skip
 THANKS = ("Thanks", "Thank you", "Thanks a lot", "Thank you very much", "Many thanks", "Thank you so much",
           "Thanks so much", "Great, thanks", "Great, thank you", "Thank you for your help")  # fmt: skip
 GOODBYES = ("Goodbye", "Bye", "Bye bye", "See you", "See you later", "Good night", "Farewell", "See you soon",
             "See you tomorrow", "Have a nice day")  # fmt: skip
 WHO = ("Who are you", "What are you", "What is your name", "What's your name", "Tell me your name", "Who is this",
-       "Who am I talking to", "What do I call you", "Please introduce yourself", "Are you Arlow")  # fmt: skip
+       "Who am I talking to", "What do I call you", "Please introduce yourself", "Who am I speaking with")  # fmt: skip
 REPLIES = {
     HELLOS: "Hello! How can I help you?",
     THANKS: "You are welcome!",
@@ -66,9 +78,10 @@ PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "I
           "Noah", "Olga", "Peter", "Rosa", "Simon", "Tina", "Viktor", "Albert Einstein", "Marie Curie", "Mozart",
           "Shakespeare", "Cleopatra", "Napoleon", "Gandhi", "the president", "the king", "my neighbour", "my sister",
           "my teacher", "the mayor", "the author", "the pilot")  # fmt: skip
-PLACES = ("France", "Japan", "Brazil", "Kenya", "Canada", "India", "Peru", "Norway", "Egypt", "Spain", "Italy", "China",
-          "Mexico", "Turkey", "Ghana", "Poland", "Chile", "Iran", "Cuba", "Nepal", "Paris", "London", "Rome", "Tokyo",
-          "Berlin", "Lima", "Cairo", "Oslo", "Delhi", "Boston", "Sydney", "Vienna", "my town", "Mars")  # fmt: skip
+PLACES = ("France", "Japan", "Brazil", "Kenya", "Canada", "India", "Peru", "Norway", "Egypt", "Spain", "Italy",
+          "China", "Mexico", "Turkey", "Ghana", "Poland", "Chile", "Iran", "Cuba", "Nepal", "Paris", "London",
+          "Rome", "Tokyo", "Berlin", "Lima", "Cairo", "Oslo", "Delhi", "Boston", "Sydney", "Vienna", "my town",
+          "Mars")  # fmt: skip
 THINGS = ("bread", "gold", "a ticket", "a house", "a bicycle", "the train", "coffee", "a new phone", "a book", "rice",
           "petrol", "the bus", "a piano", "the museum", "this song", "the film", "the game", "the internet", "a car",
           "electricity", "the telephone", "the light bulb")  # fmt: skip
@@ -198,8 +211,8 @@ def calendar_facts() -> tuple[tuple[str, str], ...]:
         for index, name in enumerate(names):
             after, before = names[(index + 1) % len(names)], names[index - 1]
             facts += [(wording.format(kind, name), after) for wording in (
-                "What {} comes after {}?", "Which {} comes after {}?", "Which {} follows {}?", "What is the {} after {}?",
-                "Name the {} after {}.", "What {} is next after {}?")]  # fmt: skip
+                "What {} comes after {}?", "Which {} comes after {}?", "Which {} follows {}?",
+                "What is the {} after {}?", "Name the {} after {}.", "What {} is next after {}?")]  # fmt: skip
             facts += [(wording.format(kind, name), before) for wording in (
                 "What {} comes before {}?", "Which {} comes before {}?", "What is the {} before {}?",
                 "Name the {} before {}.", "Which {} is right before {}?")]  # fmt: skip
@@ -242,10 +255,10 @@ def polite_turn(rng: random.Random, split: str) -> Turn:
             return Turn("text_polite", question.lower() if rng.random() < 0.15 else question, reply)
 
 
-def unknown_turn(rng: random.Random, split: str) -> Turn:
-    """What Arlow cannot know: people, places, news; and a picture's content when there is none."""
+def unknown_turn(rng: random.Random, split: str, *, without_media: bool = True) -> Turn:
+    """What Arlow cannot know: people, places, news; and what media show that are not there."""
     while True:
-        if rng.random() < 0.4:
+        if without_media and rng.random() < 0.4:
             question = picture_question(rng)
         else:
             names = rng.choice([PEOPLE, PEOPLE, PLACES, PLACES, PLACES, THINGS, THINGS, ("",)])
@@ -255,24 +268,26 @@ def unknown_turn(rng: random.Random, split: str) -> Turn:
 
 
 def picture_question(rng: random.Random) -> str:
-    """A question about a picture; asked without one, it has no answer."""
-    kind = rng.choice(["shape", "colour", "colour", "count", "exists", "position_yes_no", "larger"])
-    shapes, colours = rng.sample(SHAPES, 2), rng.sample(COLOURS, 2)
-    names = [
-        rng.choice([f"the {shape}", f"the {colour} {shape}"]) for shape, colour in zip(shapes, colours, strict=True)
-    ]
+    """A question about media; asked without any, it has no answer. It names no pair that is held out."""
+    (shape, colour), (other, hue) = rng.choice(SEEN_PAIRS), rng.choice(SEEN_PAIRS)
+    name = rng.choice([f"the {shape}", f"the {colour} {shape}", "the shape"])
     parts = {
-        "shape": [rng.choice(["the shape in the picture", f"the {colours[0]} shape"])],
-        "colour": [rng.choice([names[0], "the shape", f"the {shapes[0]}"])],
-        "count": [rng.choice([f"{shapes[0]}s", "shapes", f"{colours[0]} shapes"])],
-        "exists": [f"a {colours[0]} {shapes[0]}".replace("a o", "an o")],
-        "larger": names,
-        "position_yes_no": [names[0], rng.choice(["left of", "right of", "above", "below"]), names[1]],
+        "shape": [f"the {colour} one"],
+        "colour": [name],
+        "count": [rng.choice([f"{shape}s", "shapes", "objects", f"{colour} shapes"])],
+        "exists": [rng.choice([article(f"{colour} {shape}"), article(shape), f"anything {colour}"])],
+        "larger": [f"the {colour} {shape}", f"the {hue} {other}"],
+        "position": [rng.choice(["left of", "right of", "above", "below"]), f"the {colour} {shape}"],
+        "position_yes_no": [f"the {shape}", rng.choice(["left of", "right of", "above", "below"]), f"the {other}"],
+        "digit_side": [rng.choice(["left", "right"])],
     }
-    return rng.choice(WORDINGS[kind]).format(*parts[kind])
+    kinds = [*PICTURE, *PICTURE, *DIGIT, *CLIP, *PAIR]
+    kind = rng.choice(kinds)
+    wordings = {**PICTURE, **DIGIT, **CLIP, **PAIR}[kind]
+    return rng.choice(wordings).format(*parts.get(kind, [name]))
 
 
-TEXT_TURNS: dict[str, Callable[[random.Random, str], Turn]] = {
+TEXT_TURNS: dict[str, Callable[..., Turn]] = {
     "text_sum": sum_turn,
     "text_comparison": comparison_turn,
     "text_backwards": backwards_turn,

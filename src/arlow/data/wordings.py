@@ -1,0 +1,79 @@
+"""How questions are worded, by type; {} takes what is asked about. All wordings of a type ask for the same answer."""
+
+from __future__ import annotations
+
+import random
+
+
+PICTURE = {
+    "shape_alone": ["What shape is this?", "What shape is in the picture?", "Which shape do you see?",
+                    "Name the shape.", "What is the shape in the image?", "What shape is shown?"],
+    "shape": ["What shape is {}?", "What is the shape of {}?", "What kind of shape is {}?",
+              "Which shape does {} have?"],
+    "colour_alone": ["What colour is the shape?", "What color is it?", "Which colour does the shape have?",
+                     "What is the colour of the shape?", "What color is the shape in the picture?",
+                     "Name the colour."],
+    "colour": ["What colour is {}?", "What color is {}?", "Which colour does {} have?", "What is the colour of {}?",
+               "Name the colour of {}."],
+    "count": ["How many {} are there?", "How many {} do you see?", "Count the {}.", "How many {} are in the picture?",
+              "What is the number of {}?"],
+    "larger": ["Which is larger, {} or {}?", "Which is bigger, {} or {}?", "What is larger: {} or {}?",
+               "Which one is larger, {} or {}?", "Is {} or {} larger?"],
+    "position": ["What is {} {}?", "Which shape is {} {}?", "What do you see {} {}?", "Name the shape {} {}."],
+    "position_yes_no": ["Is {} {} {}?", "Does {} lie {} {}?", "Is it true that {} is {} {}?"],
+    "exists": ["Is there {}?", "Do you see {}?", "Is there {} in the picture?", "Can you see {}?",
+               "Does the picture show {}?"],
+}  # fmt: skip
+DIGIT = {
+    "digit": ["Which digit is this?", "What digit is shown?", "Which digit do you see?",
+              "What number is written here?", "Read the digit.", "What digit is in the picture?"],
+    "digit_side": ["Which digit is on the {}?", "What is the {} digit?", "What digit stands on the {}?"],
+    "digit_sum": ["What is the sum of the two digits?", "Add the two digits.", "What do the two digits add up to?",
+                  "What is the sum of the digits in the picture?"],
+    "digit_larger": ["Which digit is larger?", "What is the larger of the two digits?",
+                     "Which of the two digits is bigger?", "What is the larger digit?"],
+}  # fmt: skip
+CLIP = {
+    "video_direction": ["Which way does {} move?", "In which direction does {} move?", "Where does {} move?",
+                        "Which way is {} going?", "In which direction is {} moving?"],
+    "video_colour": ["What colour is {} in the video?", "What color is {}?", "Which colour does {} have?",
+                     "What is the colour of {} in the clip?"],
+    "video_shape": ["What shape is in the video?", "Which shape do you see in the clip?", "What shape is it?"],
+    "video_size": ["Does {} grow or shrink?", "Is {} growing or shrinking?", "How does the size of {} change?",
+                   "What happens to the size of {}?"],
+    "video_changes": ["How many times does {} change colour?", "How often does {} change color?",
+                      "How many times does the colour of {} change?", "Count the colour changes."],
+    "video_digit": ["Which digit appears last?", "What is the last digit?", "Which digit is shown last?",
+                    "What digit comes last in the video?"],
+}  # fmt: skip
+PAIR = {
+    "same_different": ["Are the two pictures the same or different?", "Same or different?",
+                       "Do the two images show the same or something different?",
+                       "Are these images the same or different?"],
+    "what_changed": ["What changed from the first picture to the second: colour, shape, number or position?",
+                     "What changed?", "What is different in the second picture?",
+                     "What changed between the two pictures?"],
+    "in_common": ["What do the picture and the video have in common: colour, shape, both or nothing?",
+                  "What do they have in common?", "What do the image and the video share?",
+                  "What is the same in the picture and in the clip?"],
+}  # fmt: skip
+CAPTION = ["Describe {}.", "What is in {}?", "List what {} shows."]
+WORDINGS: dict[str, list[str]] = {**PICTURE, **DIGIT, **CLIP, **PAIR}
+
+
+def ask(rng: random.Random, kind: str, *parts: str) -> str:
+    """A question of this kind in one of its wordings."""
+    return vary(rng, rng.choice(WORDINGS[kind]).format(*parts))
+
+
+def vary(rng: random.Random, question: str) -> str:
+    """`question` as people type it: mostly as written, sometimes in lower case or without its mark."""
+    chance = rng.random()
+    if chance < 0.1:
+        return question.lower().rstrip("?.")
+    return question.lower() if chance < 0.15 else question
+
+
+def article(words: str) -> str:
+    """`words` with "a" or "an"."""
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
