@@ -205,6 +205,10 @@ class ArlowModel(ArlowPreTrainedModel):
             self._check_features(types if features or input_ids is not None else found, found, features)
         if position_ids is None:
             position_ids = self._positions(types, inputs_embeds, attention_mask, past_key_values, grids)
+        media = bool(features) or input_ids is None
+        if mm_encoder_outputs is None and self._others_encode(past_key_values, kwargs):
+            features = features or self._blank_image(inputs_embeds.device)
+            kwargs = self._with_encoder_states(inputs_embeds, kwargs)
         inputs_embeds, deepstack = self._fuse(inputs_embeds, types, features)
 
         outputs = self.language_model(
@@ -216,9 +220,38 @@ class ArlowModel(ArlowPreTrainedModel):
             deepstack=deepstack,
             **kwargs,
         )
-        media = bool(features) or input_ids is None
         remember_delta(outputs.past_key_values, position_ids, attention_mask, media=media)
         return outputs
+
+    def _others_encode(self, past_key_values: Cache | None, kwargs: dict[str, Any]) -> bool:
+        """Whether other processes may encode media in this step: then one without any must run the same modules, since
+        each of them waits for all processes (gradients of DDP and ZeRO-2, weights of FSDP and ZeRO-3)."""
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return False
+        if torch.distributed.get_world_size() == 1:
+            return False
+        # In evaluation only weights that are spread over the processes wait, and only prompts hold media.
+        return self.training or (starts_a_prompt(past_key_values, kwargs) and is_spread(self.visual))
+
+    def _blank_image(self, device: torch.device) -> dict[str, ArlowVisionOutput]:
+        """The features of one blank token. No placeholder takes them, so they change nothing; but the encoder, its
+        mergers and the gates of the decoder have run, and get gradients of zero."""
+        config = self.config.vision_config
+        side = config.spatial_merge_size
+        pixels = torch.zeros(side * side, config.in_channels * config.patch_size**2, device=device)
+        return {"image": self.get_image_features(pixels, torch.tensor([[1, side, side]]), return_dict=True)}
+
+    def _with_encoder_states(self, inputs_embeds: torch.Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Cross-attention without encoder states would not run either: one state that every row leaves out."""
+        text = self.config.text_config
+        if not text.use_cross_attention or kwargs.get("encoder_hidden_states") is not None:
+            return kwargs
+        rows = len(inputs_embeds)
+        return {
+            **kwargs,
+            "encoder_hidden_states": inputs_embeds.new_zeros(rows, 1, text.encoder_hidden_size),
+            "encoder_attention_mask": torch.zeros(rows, 1, dtype=torch.long, device=inputs_embeds.device),
+        }
 
     def _placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """0 text, 1 image, 2 video for every token (B, S). Without ids, a placeholder is known by its embedding."""
@@ -303,6 +336,11 @@ class ArlowModel(ArlowPreTrainedModel):
                 added = deepstack.get(layer, torch.zeros_like(inputs_embeds))
                 deepstack[layer] = added.masked_scatter(here, _joined(tap, inputs_embeds))
         return inputs_embeds, deepstack or None
+
+
+def is_spread(module: torch.nn.Module) -> bool:
+    """Whether weights of the module are split over processes, by FSDP2 (`DTensor`) or ZeRO-3 (`ds_id`)."""
+    return any(type(weight).__name__ == "DTensor" or "ds_id" in vars(weight) for weight in module.parameters())
 
 
 def aligned_types(marked: torch.Tensor, found: torch.Tensor) -> torch.Tensor:

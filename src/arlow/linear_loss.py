@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
 CHUNK_LOGITS = 2**25  # of one chunk: 256 tokens over 131,072 words, 128 MiB in float32
+WORDS = 2**14  # whose gradient is added at a time
 CHUNK_TOKENS = 256  # where the vocabulary is not known beforehand
 IGNORED = -100
 
@@ -55,8 +55,9 @@ def linear_loss(hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch
         RuntimeError: a second backward pass through one forward, or second derivatives.
     """
     states, labels = hidden_states.flatten(0, -2), labels.to(hidden_states.device).flatten()
-    device = states.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    device, dtype = states.device.type, weight.dtype
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     fused = _liger_loss() if states.is_cuda and not torch.compiler.is_compiling() else None
     if fused is not None:
         rows = (labels != IGNORED).nonzero()[:, 0]
@@ -98,7 +99,9 @@ def _loss_and_gradients(
         if of_weight and dtype == exact:
             grad_weight.addmm_(gradient.T, inputs)
         elif of_weight:
-            grad_weight += gradient.T @ inputs
+            # Words in blocks, too: a product in half precision is as large as the weight.
+            for block, part in zip(grad_weight.split(WORDS), gradient.split(WORDS, dim=1), strict=True):
+                block += part.T @ inputs
     return total, grad_states, grad_weight.to(weight.dtype)
 
 
@@ -125,8 +128,9 @@ def _keep_gradients(ctx: Any, inputs: tuple, output: tuple[torch.Tensor, ...]) -
     ctx.mark_non_differentiable(*output[1:])
 
 
-@once_differentiable
 def _scale_gradients(ctx: Any, grad_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("the chunked loss has no second derivatives (create_graph); pass skip_logits=False")
     try:
         gradients = ctx.saved_tensors
     except RuntimeError as error:  # freed, or scaled by an earlier pass

@@ -142,6 +142,7 @@ class _LanguageHead:
     lm_head: nn.Module
     loss_function: Callable
     tp_size: int | None
+    training: bool
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         if type(new_embeddings) is nn.Linear and "forward" not in vars(new_embeddings):
