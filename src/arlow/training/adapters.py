@@ -1,0 +1,177 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685; QLoRA, 2305.14314) through PEFT: put on, saved, merged.
+
+Directory of a merged fine-tuning run: the model at the top, what was trained in `adapter/`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+
+from ..errors import cut, message
+from ..modeling_arlow import ArlowForConditionalGeneration
+from ..processing_arlow import ArlowProcessor
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+DECODER_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+VISION_LINEAR = ["qkv", "proj", "fc1", "fc2"]
+
+
+class LoraRecipe(BaseModel):
+    """The field `lora` of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+
+    r: PositiveInt = Field(8, description="rank of the adapters")
+    alpha: PositiveFloat = Field(16, description="the adapters' output is scaled by alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input")
+    targets: list[str] = Field(DECODER_LINEAR, min_length=1, description="linear layers of the decoder, by name")
+    vision: bool = Field(False, description="adapt the linear layers of the vision encoder's blocks, too")
+
+
+def load_model(
+    folder: Path, *, attention: str = "sdpa", bits: int | None = None
+) -> tuple[ArlowForConditionalGeneration, ArlowProcessor]:
+    """Model (float32, or quantised to 4 or 8 bits) and processor of a directory.
+
+    Raises:
+        OSError: no such directory, or files in it are missing or damaged.
+        ValueError: it holds another kind of model, or a tokenizer that does not match it.
+        ImportError: `bits` without bitsandbytes.
+    """
+    if not folder.is_dir():
+        raise OSError(message("model", str(folder), "no such directory"))
+    kind = AutoConfig.from_pretrained(folder).model_type
+    if kind != "arlow":
+        raise ValueError(message("model", str(folder), f"a model of type {kind}, not a vision-language one (arlow)"))
+    processor = ArlowProcessor.from_pretrained(folder)
+    model = ArlowForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention, quantization_config=_quantization(bits)
+    )
+    check_vocabulary(processor.tokenizer, model.config.text_config.vocab_size)
+    return model, processor
+
+
+def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
+    """Raise `ValueError` if the tokenizer has ids for which the model has no embedding."""
+    if len(tokenizer) > vocab_size:
+        problem = f"more tokens than the model's vocab_size={vocab_size}: it belongs to another model"
+        raise ValueError(message("tokenizer", len(tokenizer), problem))
+
+
+def _quantization(bits: int | None) -> BitsAndBytesConfig | None:
+    if bits is None:
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "quantize: bitsandbytes is not installed; install the extra with pip install 'arlow[quant]'"
+        ) from error
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def add_adapter(model: PreTrainedModel, lora: LoraRecipe, *, checkpointing: bool = False) -> Any:
+    """The model with fresh adapters, which alone are trained: a `peft.PeftModel`.
+
+    Raises:
+        ValueError: a target that is no linear layer of the decoder.
+        ImportError: PEFT is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("lora: peft is not installed; install the extra with pip install 'arlow[train]'") from error
+    known = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if _in_decoder(name, layer)}
+    for target in lora.targets:
+        if target not in known:
+            raise ValueError(
+                message("lora.targets", target, f"no linear layer of the decoder; there are {sorted(known)}")
+            )
+    pattern = rf".*language_model\.layers\.\d+\..*\b({'|'.join(map(re.escape, lora.targets))})"
+    if lora.vision:
+        pattern = rf"{pattern}|.*visual\.blocks\.\d+\.(.*\.)?({'|'.join(VISION_LINEAR)})"
+    config = peft.LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern, task_type="CAUSAL_LM"
+    )
+    adapted = peft.get_peft_model(model, config)
+    if checkpointing:  # a checkpointed layer needs an input that requires gradients, and embeddings are frozen
+        model.enable_input_require_grads()
+    return adapted
+
+
+def _in_decoder(name: str, layer: torch.nn.Module) -> bool:
+    return "language_model.layers." in name and isinstance(layer, torch.nn.Linear)
+
+
+# After training
+
+
+def save_merged(folder: Path, base: Path) -> None:
+    """Move the adapter at the top of a run's directory to `adapter/`, and put the merged model in its place."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        inside = folder / "adapter"
+        inside.mkdir(exist_ok=True)
+        for name in ADAPTER_FILES:
+            if (folder / name).exists():
+                shutil.move(folder / name, inside / name)
+        merge_adapter(inside, folder, model=base, processor=folder)
+    PartialState().wait_for_everyone()
+
+
+def merge_adapter(adapter: Path, out: Path, *, model: Path | None = None, processor: Path | None = None) -> Path:
+    """Write a plain checkpoint with its processor: the model with the adapter's changes added to its weights.
+
+    The sums are made in float32 and stored in the dtype of the model's weights.
+
+    Args:
+        adapter: directory with adapter_config.json.
+        out: directory to write.
+        model: the model the adapter was trained on; default: the one it names.
+        processor: directory of the processor; default: the adapter's own, or the model's.
+
+    Raises:
+        OSError: a directory or file is missing or damaged, or `out` cannot be written.
+        ValueError: the adapter does not fit the model.
+        ImportError: PEFT is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            "merge-adapter: peft is not installed; install the extra with pip install 'arlow[train]'"
+        ) from error
+    if not (adapter / "adapter_config.json").is_file():
+        raise OSError(message("adapter", str(adapter), "has no adapter_config.json"))
+    if model is None:
+        model = Path(peft.PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path or "")
+    if not model.is_dir():
+        raise OSError(message("model", str(model), "no such directory", "say which model the adapter belongs to"))
+    if processor is None:
+        processor = adapter if (adapter / "processor_config.json").is_file() else model
+    base = ArlowForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
+    dtype = AutoConfig.from_pretrained(model).dtype or torch.float32
+    try:
+        adapted = peft.PeftModel.from_pretrained(base, str(adapter))
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(cut(message("adapter", str(adapter), f"does not fit the model ({error})"))) from error
+    loaded = ArlowProcessor.from_pretrained(processor)
+    prepared = merged.to(dtype)
+    prepared.save_pretrained(out)
+    loaded.save_pretrained(out)
+    return out

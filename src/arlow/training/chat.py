@@ -1,0 +1,141 @@
+"""What alignment and fine-tuning share: the fields for chat data, and a run over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from transformers import PreTrainedModel
+
+from ..data.bad_samples import BadSamples
+from ..data.conversations import Collator, Conversations, JsonLines, SimilarLengths, Table
+from ..data.draws import Draws
+from ..errors import message
+from ..processing_arlow import ArlowProcessor
+from .loop import run, total_draws
+from .recipe import CommonRecipe, FilePath
+
+
+Part = Literal["text", "vision", "merger"]
+GROUPS: dict[
+    str, tuple[str, ...]
+] = {  # part of the model -> what its parameters' names contain; the longest match counts
+    "text": ("language_model.", "lm_head."),
+    "vision": ("visual.",),
+    "merger": ("visual.merger.", "visual.deepstack_mergers."),
+}
+
+
+class Source(BaseModel):
+    """One source of conversations."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+
+    path: FilePath | None = Field(None, description="a JSONL file; media paths in it are relative to its folder")
+    dataset: str | None = Field(None, description="a `datasets` name or saved table with a column messages")
+    config: str | None = Field(None, description="of the data set")
+    split: str = Field("train", description="of the data set")
+    weight: float = Field(1.0, ge=0.1, description="how often a pass takes each row, in tenths")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Source:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either path or dataset")
+        return self
+
+
+class ChatRecipe(CommonRecipe):
+    """The fields of a stage that trains on conversations."""
+
+    data: list[Source] = Field(
+        min_length=1, description="JSONL files, or sources with path | dataset, config, split and weight"
+    )
+    eval_data: list[Source] = Field(default_factory=list, description="held-out conversations for the evaluation loss")
+    max_length: PositiveInt | None = Field(
+        None, description="tokens; a longer conversation is a bad sample, never cut; default: what the model can take"
+    )
+    packing: bool = Field(True, description="several conversations share a row without seeing each other")
+    cache: bool = Field(False, description="keep decoded samples in memory: for several passes over a small set")
+
+    @field_validator("data", "eval_data", mode="before")
+    @classmethod
+    def _read_sources(cls, value: Any) -> Any:
+        value = value if isinstance(value, list) else [value]
+        return [{"path": each} if isinstance(each, (str, Path)) else each for each in value]
+
+
+def read_conversations(recipe: ChatRecipe, sources: list[Source], processor: ArlowProcessor) -> Conversations:
+    """The rows of a recipe's sources; raises before anything is trained where a file is missing or empty."""
+    rows = [
+        (
+            JsonLines(each.path)
+            if each.path is not None
+            else Table(str(each.dataset), config=each.config, split=each.split),
+            each.weight,
+        )
+        for each in sources
+    ]
+    return Conversations(processor, rows, max_length=recipe.max_length, cache=recipe.cache)
+
+
+def train_on_chats(
+    recipe: ChatRecipe,
+    *,
+    model: PreTrainedModel,
+    processor: ArlowProcessor,
+    learning_rates: dict[str, float] | None = None,
+) -> Path:
+    """Train what requires gradients on the recipe's conversations; see [`run`].
+
+    Args:
+        learning_rates: by part of the model, see `GROUPS`.
+    """
+    limit = model.config.get_text_config().max_position_embeddings
+    if recipe.max_length is None:
+        recipe = recipe.model_copy(update={"max_length": limit})
+    elif recipe.max_length > limit:
+        problem = f"the model takes max_position_embeddings={limit}"
+        raise ValueError(message("max_length", recipe.max_length, problem))
+    train = read_conversations(recipe, recipe.data, processor)
+    held_out = read_conversations(recipe, recipe.eval_data, processor) if recipe.eval_data else None
+    bad = BadSamples(recipe.output_dir / "bad_samples.jsonl", limit=recipe.bad_samples_limit)
+
+    def draws(rows: Conversations, count: int) -> Draws:
+        return Draws(rows.items, rows.load, count=count, seed=recipe.seed, bad_samples=bad, name=rows.name)
+
+    data: Any = draws(train, total_draws(recipe, train.epoch))
+    if not recipe.packing:
+        data = SimilarLengths(data, lambda item: int(train.sizes[item]), batch_size=recipe.batch_size)
+    rates = {name: rate for part, rate in (learning_rates or {}).items() for name in GROUPS[part]}
+    return run(
+        recipe,
+        model=model,
+        train_data=data,
+        eval_data=None if held_out is None else draws(held_out, held_out.epoch),
+        collate=Collator(processor, packing=recipe.packing),
+        processing=processor,
+        learning_rates=rates,
+    )
+
+
+def freeze(model: PreTrainedModel, parts: list[str]) -> None:
+    """Exclude parts of the model (see `GROUPS`) from training.
+
+    Raises:
+        ValueError: nothing is left to train.
+    """
+    for name, parameter in model.named_parameters():
+        found = [(len(piece), part) for part, pieces in GROUPS.items() for piece in pieces if piece in name]
+        if found and max(found)[1] in parts:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(message("freeze", parts, "leaves nothing to train"))
+
+
+def prepare_to_answer(model: PreTrainedModel, processor: ArlowProcessor) -> None:
+    """Generation stops at the end of a text or of a turn, and pads with the tokenizer's padding."""
+    tokenizer = processor.tokenizer
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(tokenizer.im_end_token)]
+    model.generation_config.eos_token_id = list(dict.fromkeys(ends))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
