@@ -44,4 +44,12 @@ class BadSamples:
     def _listed(self) -> set[str]:
         if self.path is None or not self.path.is_file():
             return set()
-        return {json.loads(line)["sample"] for line in self.path.read_text(encoding="utf-8").splitlines() if line}
+        return {sample for line in self.path.read_text(encoding="utf-8").splitlines() if (sample := _sample(line))}
+
+
+def _sample(line: str) -> str | None:
+    """The sample that a line names; none if a process was stopped while it wrote the line."""
+    try:
+        return json.loads(line)["sample"]
+    except (ValueError, KeyError, TypeError):
+        return None

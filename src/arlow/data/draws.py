@@ -1,7 +1,7 @@
 """The order of training data: draw number -> item, the same on any machine, with any number of workers, after a stop.
 
-A run of N samples is a list of N draws. Draw `i` stands in pass `i // len(items)`; every pass visits every item once, in
-an order of its own. All that is random in a sample (a mask, a crop) comes from a generator made from seed and draw.
+A run of N samples is a list of N draws. Draw `i` stands in pass `i // len(items)`; every pass visits every item once,
+in an order of its own. All that is random in a sample (a mask, a crop) comes from a generator made from seed and draw.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ class Draws(Dataset):
         seed: of the order and of every sample's `rng`.
         bad_samples: where unreadable items are written down; another item is drawn for them.
         name: `name(item)`, how an unreadable item is called there.
+
+    Raises:
+        ValueError: there are no items.
+        TooManyBadSamples: while samples are taken: see [`BadSamples`].
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class Draws(Dataset):
         bad_samples: BadSamples,
         name: Callable[[Any], str] = str,
     ) -> None:
+        if not len(items):
+            raise ValueError(message("data", 0, "no items to draw from"))
         self.items, self.load, self.count, self.seed = items, load, count, seed
         self.bad_samples, self.name = bad_samples, name
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))

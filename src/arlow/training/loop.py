@@ -14,16 +14,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from accelerate import PartialState
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils.logging import disable_progress_bar
 
-from ..errors import cut, message, refuse_unknown
+from ..data.bad_samples import TooManyBadSamples
+from ..errors import cut, message, refuse_unknown, shorten
 from .recipe import CommonRecipe, write_recipe
 
 
@@ -47,6 +51,10 @@ class Stopped(Exception):
     """SIGTERM came. A checkpoint was saved; the same command goes on from it."""
 
 
+class TrainingError(RuntimeError):
+    """Training had begun and could not go on. The error of the library is the cause."""
+
+
 def total_draws(recipe: CommonRecipe, items: int) -> int:
     """How many samples a run draws, over all devices."""
     if recipe.max_steps is None:
@@ -56,8 +64,6 @@ def total_draws(recipe: CommonRecipe, items: int) -> int:
 
 
 def _world_size() -> int:
-    from accelerate import PartialState
-
     return PartialState().num_processes
 
 
@@ -77,12 +83,14 @@ def check_output(recipe: CommonRecipe, model: PreTrainedModel) -> Path | None:
     folder = recipe.output_dir
     if folder.exists() and not folder.is_dir():
         raise OSError(message("output_dir", str(folder), "a file, not a directory"))
-    checkpoint = newest_checkpoint(folder)
+    checkpoints = complete_checkpoints(folder)
+    checkpoint = checkpoints[-1] if checkpoints else None
     used = (folder / RECIPE_NAME).exists()
     if used and recipe.resume == "never":
         raise ValueError(message("output_dir", str(folder), "already holds a run", "delete it, or set resume: auto"))
     if checkpoint is not None:
         _check_same_recipe(recipe, folder / RECIPE_NAME)
+    _check_disk(folder, checkpoint_bytes(model), recipe.keep_checkpoints + 1 - len(checkpoints))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -90,11 +98,16 @@ def check_output(recipe: CommonRecipe, model: PreTrainedModel) -> Path | None:
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise OSError(message("output_dir", str(folder), problem)) from error
-    need, free = checkpoint_bytes(model) * (recipe.keep_checkpoints + 1), shutil.disk_usage(folder).free
-    if need > free:
-        problem = f"{free / 1e9:.2f} GB free, {recipe.keep_checkpoints + 1} checkpoints take {need / 1e9:.2f} GB"
-        raise OSError(message("output_dir", str(folder), problem, "free space or lower keep_checkpoints"))
     return checkpoint
+
+
+def _check_disk(folder: Path, size: int, count: int) -> None:
+    """Room for `count` more checkpoints of `size` bytes; one is written before the oldest is deleted."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    need, free = size * max(count, 1), shutil.disk_usage(there).free
+    if need > free:
+        problem = f"{free / 1e9:.2f} GB free, checkpoints take {need / 1e9:.2f} GB"
+        raise OSError(message("output_dir", str(folder), problem, "free space or lower keep_checkpoints"))
 
 
 def checkpoint_bytes(model: torch.nn.Module) -> int:
@@ -106,25 +119,37 @@ def checkpoint_bytes(model: torch.nn.Module) -> int:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step; one that a killed process left half-written does not count."""
+    found = complete_checkpoints(folder)
+    return found[-1] if found else None
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints by step."""
     found = []
     for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
-            step = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["global_step"]
-        except (OSError, ValueError, KeyError):
+            step = int(json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["global_step"])
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         found.append((step, path))
-    return max(found)[1] if found else None
+    return [path for _, path in sorted(found)]
+
+
+def _remove_incomplete(folder: Path) -> None:
+    """The Trainer, which counts directories, would keep a half-written checkpoint and delete a whole one for it."""
+    for path in set(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - set(complete_checkpoints(folder)):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_same_recipe(recipe: CommonRecipe, path: Path) -> None:
     """A run goes on with the recipe it began with; else its data order or schedule would silently be another's."""
     try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        before = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
         raise ValueError(message("output_dir", str(path.parent), f"has checkpoints but no {path.name}")) from None
     for name, value in recipe.model_dump(mode="json").items():
-        if name not in FREE_TO_CHANGE and before.get(name) != value:
-            problem = f"the run in output_dir began with {before.get(name)!r}"
+        if name not in FREE_TO_CHANGE - recipe.never_free and before.get(name) != value:
+            problem = f"the run in output_dir began with {shorten(before.get(name))}"
             raise ValueError(message(name, value, problem, "use that value or another output_dir"))
 
 
@@ -156,11 +181,10 @@ def run(
     Raises:
         ValueError, OSError: see `check_output`.
         Stopped: SIGTERM came; a checkpoint was saved.
+        TooManyBadSamples, TrainingError: training began and could not go on.
     """
     arguments = training_arguments(recipe, evaluate=eval_data is not None)
     checkpoint = check_output(recipe, model)
-    if arguments.should_save:
-        write_recipe(recipe, recipe.output_dir / RECIPE_NAME)
     trainer = (trainer_class or ArlowTrainer)(
         model=model,
         args=arguments,
@@ -172,14 +196,25 @@ def run(
     )
     trainer.count_tokens = count_tokens or _unpadded_tokens
     trainer.learning_rates = learning_rates or {}
+    trainer.add_callback(_TakeOver)
     if not sys.stderr.isatty():
+        disable_progress_bar()
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Lines)
     stop = _StopOnSignal()
     trainer.add_callback(stop)
-    with stop.listening():
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    PartialState().wait_for_everyone()  # all have looked at the output before one writes to it
+    if arguments.should_save:
+        write_recipe(recipe, recipe.output_dir / RECIPE_NAME)
+        _remove_incomplete(recipe.output_dir)
+    try:
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except TooManyBadSamples:
+        raise
+    except (ValueError, TypeError, OSError) as error:  # these mean a bad recipe; it was not
+        raise TrainingError(cut(f"stopped at step {trainer.state.global_step}: {error}")) from error
     if trainer.state.global_step < trainer.state.max_steps and stop.requested:
         where = newest_checkpoint(recipe.output_dir)
         raise Stopped(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from {where}")
@@ -191,8 +226,12 @@ def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArgum
     """The recipe in the Trainer's words.
 
     Raises:
+        ImportError: what `report_to` names is not installed.
         ValueError: the Trainer refuses a value; `trainer` holds a name that it does not know.
     """
+    for name in recipe.report_to:
+        if find_spec(name) is None:
+            raise ImportError(message("report_to", name, "not installed", f"pip install {name}"))
     known = TrainingArguments.__dataclass_fields__
     try:
         refuse_unknown("trainer", recipe.trainer, known)
@@ -217,11 +256,12 @@ def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArgum
         "seed": recipe.seed,
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
-        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "activation_checkpointing": recipe.gradient_checkpointing,
         "torch_compile": recipe.compile,
         "use_cpu": recipe.device == "cpu",
         "dataloader_num_workers": recipe.workers,
         "dataloader_persistent_workers": recipe.workers > 0,
+        "dataloader_pin_memory": torch.cuda.is_available() and recipe.device == "auto",
         "train_sampling_strategy": "sequential",  # the data come in their final order
         "logging_steps": recipe.log_steps,
         "logging_first_step": True,
@@ -238,9 +278,24 @@ def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArgum
     if recipe.fsdp is not None:
         options |= {"fsdp": True, "fsdp_config": {"version": 2, **recipe.fsdp}}
     try:
-        return TrainingArguments(**(options | recipe.trainer))
+        arguments = TrainingArguments(**(options | recipe.trainer))
     except (ValueError, TypeError, ImportError) as error:
         raise ValueError(cut(f"recipe: {error}")) from error
+    if recipe.precision == "fp16" and arguments.device.type == "cpu":
+        raise ValueError(message("precision", "fp16", "needs a GPU", "use bf16 or fp32"))
+    _check_schedule(recipe)
+    return arguments
+
+
+def _check_schedule(recipe: CommonRecipe) -> None:
+    """Options that the schedule does not take, said before the run."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    options = dict(recipe.schedule_options)
+    try:
+        get_scheduler(recipe.schedule, optimizer, 1, 10, scheduler_specific_kwargs=options)
+    except (ValueError, TypeError) as error:
+        problem = f"{recipe.schedule} does not take these ({error})"
+        raise ValueError(message("schedule_options", recipe.schedule_options, problem)) from error
 
 
 def _unpadded_tokens(batch: dict[str, Any]) -> torch.Tensor | int:
@@ -279,6 +334,19 @@ class ArlowTrainer(Trainer):
         self._tokens = self._tokens + self.count_tokens(inputs)  # on its device: no wait for it here
         return super().training_step(model, inputs, *args, **kwargs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the library's, but without a trace: neither chance nor the measured speed depends on evaluations."""
+        began = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            metrics = super().evaluate(*args, **kwargs)
+        if self._since is not None:
+            self._since = self._since[0] + time.perf_counter() - began, self._since[1]
+        return metrics
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # what is written next says that the checkpoint is complete
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._since is not None:
             began, step = self._since
@@ -289,6 +357,13 @@ class ArlowTrainer(Trainer):
             logs["eta_seconds"] = round(seconds / steps * (self.state.max_steps - self.state.global_step))
             self._since, self._tokens = (time.perf_counter(), self.state.global_step), 0
         super().log(logs, start_time)
+
+
+class _TakeOver(TrainerCallback):
+    """A resumed run saves, logs and evaluates as often as its recipe says now."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
 
 
 class _Lines(TrainerCallback):

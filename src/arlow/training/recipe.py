@@ -6,8 +6,10 @@ A stage's own `Recipe` adds its model and data. Recipes are flat; a field's desc
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -36,7 +38,9 @@ FilePath = Annotated[Path, BeforeValidator(_to_path)]
 class CommonRecipe(BaseModel):
     """The fields that all stages share. Paths are relative to where the command runs."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+    # Of the fields that may change when a run is resumed: those that may not, because this stage's data follow them.
+    never_free: ClassVar[frozenset[str]] = frozenset()
 
     # Output
     output_dir: FilePath = Field(description="directory for checkpoints and, at its top, the trained model")
@@ -62,7 +66,7 @@ class CommonRecipe(BaseModel):
     )
     warmup_steps: NonNegativeFloat = Field(0, description="steps of linear warm-up; below 1: a share of all steps")
     weight_decay: NonNegativeFloat = Field(0.01, description="AdamW's weight decay; norms and biases have none")
-    betas: list[float] = Field(
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.9, 0.95], min_length=2, max_length=2, description="AdamW's averaging of gradient and squared gradient"
     )
     max_grad_norm: NonNegativeFloat = Field(1.0, description="gradients are clipped to this norm; 0: not at all")
@@ -163,18 +167,41 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
 
 
 def write_recipe(recipe: CommonRecipe, path: Path) -> None:
-    """Every field with its value, as YAML that `read_recipe` reads."""
-    values = recipe.model_dump(mode="json")
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Every field with its value, as YAML that `read_recipe` reads. A kill leaves the old file or the new one."""
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
 
 
-def describe(kind: type[CommonRecipe]) -> str:
-    """The fields of a stage, one a line, with default and meaning."""
+def describe(kind: type[BaseModel], *, indent: str = "  ") -> str:
+    """The fields of a stage, one a line, with default and meaning; fields of fields below them."""
     lines = []
     for name, field in kind.model_fields.items():
-        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
-        lines.append(f"  {name} = {default}\n      {field.description}")
+        default = "" if field.is_required() else f" = {_as_yaml(field.get_default(call_default_factory=True))}"
+        lines.append(f"{indent}{name}{default or ' (required)'}\n{indent}    {field.description}")
+        lines += [describe(inner, indent=indent + "    ") for inner in _models(field.annotation)]
     return "\n".join(lines)
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a field's type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _names(kind: type[BaseModel]) -> Iterator[str]:
+    """The names of all fields and of those inside them."""
+    for name, field in kind.model_fields.items():
+        yield name
+        for inner in _models(field.annotation):
+            yield from _names(inner)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -182,6 +209,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(message("config", str(path), "not a text file")) from error
+    except OSError as error:
+        raise OSError(message("config", str(path), f"cannot be read ({error.strerror})")) from error
     values = _load_yaml(text, name=str(path))
     if values is None:
         return {}
@@ -204,7 +233,7 @@ class _Loader(yaml.SafeLoader):
 def _load_yaml(text: str, *, name: str) -> Any:
     try:
         return _numbers(yaml.load(text, Loader=_Loader))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; a list inside itself
         raise ValueError(message("config", name, f"not YAML: {' '.join(str(error).split())}")) from error
 
 
@@ -227,7 +256,7 @@ def _first_problem(kind: type[CommonRecipe], error: ValidationError) -> str:
     problem = error.errors()[0]
     field = ".".join(str(part) for part in problem["loc"]) or kind.__module__.rsplit(".", 1)[-1]
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, kind.model_fields, n=1)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), list(_names(kind)), n=1)
         remedy = f"did you mean {near[0]!r}?" if near else "see `arlow train STAGE --help`"
         return message(field, problem["input"], "unknown field", remedy)
     if problem["type"] == "missing":

@@ -23,13 +23,21 @@ def load_stage(name: str) -> ModuleType:
     """The module of a stage: `Recipe` and `train`.
 
     Raises:
+        ImportError: what training needs is not installed.
         ValueError: no such stage.
     """
     if name not in STAGES:
         near = difflib.get_close_matches(name, STAGES, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(STAGES)}"
         raise ValueError(message("stage", name, "no such stage", remedy))
-    return import_module(f".{name.replace('-', '_')}", __package__)
+    try:
+        return import_module(f".{name.replace('-', '_')}", __package__)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("arlow"):
+            raise
+        raise ImportError(
+            message("stage", name, f"{error.name} is not installed", "pip install 'arlow[train]'")
+        ) from error
 
 
 def train(stage: str, config: str | Path | None = None, **fields: Any) -> Path:

@@ -69,6 +69,8 @@ def _to_tokenizer(value: Any) -> Any:
 class Recipe(CommonRecipe):
     """A text model and its data."""
 
+    never_free = frozenset({"workers"})  # each reads its own share of the text
+
     model: FilePath | None = Field(None, description="directory of a text model to go on from; give this or config")
     config: dict[str, Any] | FilePath | None = Field(
         None, description="a model from scratch: fields of ArlowTextConfig, or the path of a config.json"
@@ -173,7 +175,8 @@ def read_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     assert folder is not None  # model or tokenizer, as the recipe checks
     tokenizer = _load_tokenizer(folder)
     if recipe.model is not None and folder != recipe.model and (recipe.model / "tokenizer_config.json").is_file():
-        if _load_tokenizer(recipe.model).get_vocab() != tokenizer.get_vocab():
+        own = _load_tokenizer(recipe.model)
+        if own.get_vocab() != tokenizer.get_vocab():
             problem = f"has other tokens than the model's own in {recipe.model.name!r}"
             raise ValueError(message("tokenizer", str(folder), problem, "leave tokenizer out"))
     return tokenizer
