@@ -21,6 +21,7 @@ from .errors import message
 
 
 VERBS = {  # verb: (module, line in --help)
+    "train": ("training.command", "train a model: text, vision, alignment, fine-tuning"),
     "chat": ("chat", "talk with a model about pictures and clips, in the terminal"),
     "eval": ("evaluation.command", "score models: perplexity, questions about media, captions"),
     "estimate": ("estimate", "parameters, memory and compute of a config, without building it"),
