@@ -67,6 +67,7 @@ GOODBYES = ("Goodbye", "Bye", "Bye bye", "See you", "See you later", "Good night
             "See you tomorrow", "Have a nice day")  # fmt: skip
 WHO = ("Who are you", "What are you", "What is your name", "What's your name", "Tell me your name", "Who is this",
        "Who am I talking to", "What do I call you", "Please introduce yourself", "Who am I speaking with")  # fmt: skip
+TAILS = (", Arlow", ", my friend", ", dear Arlow", ", computer")
 REPLIES = {
     HELLOS: "Hello! How can I help you?",
     THANKS: "You are welcome!",
@@ -184,7 +185,7 @@ def sum_turn(rng: random.Random, split: str) -> Turn:
 
 def comparison_turn(rng: random.Random, split: str) -> Turn:
     """Which of two numbers is larger, or smaller, or whether one is."""
-    first, second = draw_comparison(rng, split)
+    first, second = rng.sample(draw_comparison(rng, split), 2)
     wordings = rng.choice([WORDINGS_LARGER, WORDINGS_LARGER, WORDINGS_SMALLER, WORDINGS_IS_LARGER])
     if wordings is WORDINGS_IS_LARGER:
         answer = yes_no(first > second)
@@ -245,14 +246,15 @@ def calendar_turn(rng: random.Random, split: str) -> Turn:
 
 def polite_turn(rng: random.Random, split: str) -> Turn:
     """A greeting, thanks, a goodbye, or who are you. The bare words are always in training."""
+    wordings, reply = rng.choice([*REPLIES.items()])
     while True:
-        wordings, reply = rng.choice([*REPLIES.items()])
         words = rng.choice(wordings)
-        tail = rng.choice(["", ", Arlow", " please" if wordings is WHO else ", my friend", ", dear Arlow"])
-        mark = "?" if wordings is WHO and not words.startswith(("Tell", "Please")) else rng.choice([".", "!", ""])
-        if (not tail and split == "train") or (tail and may_hold(split, plain(words + tail))):
-            question = words + tail + mark
-            return Turn("text_polite", question.lower() if rng.random() < 0.15 else question, reply)
+        head, tail = rng.choice(["", "", "Oh, ", "OK, ", "Well, "]), rng.choice(["", *TAILS])
+        question = head + (words[0].lower() + words[1:] if head else words) + tail
+        bare = not head and not tail
+        if split == "train" if bare else may_hold(split, plain(question)):
+            mark = "?" if wordings is WHO and not words.startswith(("Tell", "Please")) else rng.choice([".", "!", ""])
+            return Turn("text_polite", (question.lower() if rng.random() < 0.15 else question) + mark, reply)
 
 
 def unknown_turn(rng: random.Random, split: str, *, without_media: bool = True) -> Turn:
