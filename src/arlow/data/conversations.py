@@ -455,7 +455,7 @@ class SimilarLengths(Dataset):
 
     def _sorted(self, window: int) -> Iterator[int]:
         draws = np.arange(window * self.window, min((window + 1) * self.window, len(self.draws)))
-        sizes = [self.sizes(self.draws.items[self.draws.index(draw)]) for draw in draws]
+        sizes = [self.sizes(self.draws.items[self.draws.index(int(draw))]) for draw in draws]
         draws = draws[np.argsort(sizes, kind="stable")]
         whole = len(draws) // self.batch_size
         # The last batch of a run may be short: it must stay the last.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
 from ..errors import cut, message
@@ -30,7 +30,7 @@ class LoraRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
 
     r: PositiveInt = Field(8, description="rank of the adapters")
-    alpha: PositiveFloat = Field(16, description="the adapters' output is scaled by alpha / r")
+    alpha: PositiveInt = Field(16, description="the adapters' output is scaled by alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input")
     targets: list[str] = Field(DECODER_LINEAR, min_length=1, description="linear layers of the decoder, by name")
     vision: bool = Field(False, description="adapt the linear layers of the vision encoder's blocks, too")

@@ -93,7 +93,7 @@ def train(recipe: Recipe) -> Path:
         freeze(model, ["text", "vision"])
         train_on_chats(first, model=model, processor=processor)
     model, processor = load_model(first.output_dir, attention=recipe.attention)
-    return train_on_chats(second, model=model, processor=processor, learning_rates=dict(then.learning_rates))
+    return train_on_chats(second, model=model, processor=processor, learning_rates=then.learning_rates)
 
 
 def build(recipe: Recipe) -> tuple[ArlowForConditionalGeneration, ArlowProcessor]:

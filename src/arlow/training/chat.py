@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ def train_on_chats(
     *,
     model: PreTrainedModel,
     processor: ArlowProcessor,
-    learning_rates: dict[str, float] | None = None,
+    learning_rates: Mapping[Any, float] | None = None,
 ) -> Path:
     """Train what requires gradients on the recipe's conversations; see [`run`].
 
@@ -102,7 +103,7 @@ def train_on_chats(
     bad = BadSamples(recipe.output_dir / "bad_samples.jsonl", limit=recipe.bad_samples_limit)
 
     def draws(rows: Conversations, count: int) -> Draws:
-        return Draws(rows.items, rows.load, count=count, seed=recipe.seed, bad_samples=bad, name=rows.name)
+        return Draws(rows.items.tolist(), rows.load, count=count, seed=recipe.seed, bad_samples=bad, name=rows.name)
 
     data: Any = draws(train, total_draws(recipe, train.epoch))
     if not recipe.packing:
@@ -119,7 +120,7 @@ def train_on_chats(
     )
 
 
-def freeze(model: PreTrainedModel, parts: list[str]) -> None:
+def freeze(model: PreTrainedModel, parts: Sequence[str]) -> None:
     """Exclude parts of the model (see `GROUPS`) from training.
 
     Raises:
@@ -130,7 +131,7 @@ def freeze(model: PreTrainedModel, parts: list[str]) -> None:
         if found and max(found)[1] in parts:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(message("freeze", parts, "leaves nothing to train"))
+        raise ValueError(message("freeze", list(parts), "leaves nothing to train"))
 
 
 def prepare_to_answer(model: PreTrainedModel, processor: ArlowProcessor) -> None:

@@ -55,7 +55,7 @@ def train(recipe: Recipe) -> Path:
         freeze(model, recipe.freeze)
     else:
         model = add_adapter(model, recipe.lora, checkpointing=recipe.gradient_checkpointing)
-    folder = train_on_chats(recipe, model=model, processor=processor, learning_rates=dict(recipe.learning_rates))
+    folder = train_on_chats(recipe, model=model, processor=processor, learning_rates=recipe.learning_rates)
     if recipe.lora is not None and not recipe.save_adapter_only:
         save_merged(folder, recipe.model)
     return folder
