@@ -23,6 +23,7 @@ from .errors import message
 VERBS = {  # verb: (module, line in --help)
     "train": ("training.command", "train a model: text, vision, alignment, fine-tuning"),
     "chat": ("chat", "talk with a model about pictures and clips, in the terminal"),
+    "merge-adapter": ("training.adapters", "write a plain model from a LoRA adapter and its model"),
     "eval": ("evaluation.command", "score models: perplexity, questions about media, captions"),
     "estimate": ("estimate", "parameters, memory and compute of a config, without building it"),
 }
@@ -90,7 +91,7 @@ def _parser(used: Sequence[str]) -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     for name, (module, line) in VERBS.items():
-        verb = verbs.add_parser(name, help=line)
+        verb = verbs.add_parser(name, help=line, conflict_handler="resolve")  # so that it may have its own --help
         if name in used:
             room = import_module(f".{module}", __package__)
             room.configure(verb)

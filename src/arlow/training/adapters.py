@@ -5,8 +5,10 @@ Directory of a merged fine-tuning run: the model at the top, what was trained in
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,38 @@ def merge_adapter(adapter: Path, out: Path, *, model: Path | None = None, proces
     prepared.save_pretrained(out)
     loaded.save_pretrained(out)
     return out
+
+
+# The verb `arlow merge-adapter`
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the verb."""
+    parser.usage = "arlow merge-adapter [MODEL] ADAPTER OUT"
+    parser.description = "Add a LoRA adapter to the weights of its model; the result needs no PEFT."
+    parser.epilog = "example: arlow merge-adapter runs/lora/adapter my-model"
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="[MODEL] ADAPTER OUT",
+        help="the model, if not the one the adapter names",
+    )
+
+
+def check(options: argparse.Namespace) -> Callable[[], int]:
+    """The work of a command line; raises `ValueError` for a wrong number of folders, or an `out` that is in use."""
+    if len(options.folders) not in (2, 3):
+        raise ValueError(message("merge-adapter", len(options.folders), "folders", "give [MODEL] ADAPTER OUT"))
+    *model, adapter, out = options.folders
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ValueError(message("out", str(out), "is not an empty directory"))
+    for name, folder in (("adapter", adapter), *(("model", each) for each in model)):
+        if not folder.is_dir():
+            raise OSError(message(name, str(folder), "no such directory"))
+
+    def work() -> int:
+        print(f"wrote {merge_adapter(adapter, out, model=model[0] if model else None)}")
+        return 0
+
+    return work
