@@ -25,7 +25,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "The fields of a stage: arlow train STAGE --help\nexample: arlow train text recipes/text.yaml max_steps=100"
     )
-    parser.conflict_handler = "resolve"
     parser.add_argument("-h", "--help", action=_Help, help="this text; after a stage, the fields of its recipe")
     parser.add_argument("stage", nargs="?", metavar="STAGE", help="one of the above")
     parser.add_argument(

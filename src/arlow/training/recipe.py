@@ -122,7 +122,7 @@ class CommonRecipe(BaseModel):
 AnyRecipe = TypeVar("AnyRecipe", bound=CommonRecipe)
 
 
-def read_recipe(kind: type[AnyRecipe], config: str | Path | None = None, **fields: Any) -> AnyRecipe:
+def read_recipe(kind: type[AnyRecipe], config: str | Path | None = None, /, **fields: Any) -> AnyRecipe:
     """The recipe in the YAML file `config`, with `fields` over it.
 
     Raises:

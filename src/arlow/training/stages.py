@@ -40,7 +40,7 @@ def load_stage(name: str) -> ModuleType:
         ) from error
 
 
-def train(stage: str, config: str | Path | None = None, **fields: Any) -> Path:
+def train(stage: str, config: str | Path | None = None, /, **fields: Any) -> Path:
     """Run a stage: the YAML file `config`, its fields overridden by `fields`; the same as `arlow train`.
 
     Returns:
