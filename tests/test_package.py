@@ -25,6 +25,7 @@ PUBLIC = {  # the contract's list, and the policy for media
     *("ArlowForQuestionAnswering", "ArlowRMSNorm", "ArlowRotaryEmbedding", "ArlowGroupedQueryAttention"),
     *("apply_rotary_pos_emb", "ArlowProcessor", "ArlowImageProcessor", "ArlowVideoProcessor", "ArlowTokenizer"),
     *("ArlowTokenizerFast", "MediaPolicy", "__version__"),
+    "bundled_checkpoint",
 }
 REQUIRED = {
     "torch",

@@ -14,6 +14,7 @@ from .registration import MODULE_OF, register
 
 
 if TYPE_CHECKING:
+    from .bundled import bundled_checkpoint
     from .configuration_arlow import ArlowConfig, ArlowTextConfig, ArlowVisionConfig
     from .image_processing_arlow import ArlowImageProcessor
     from .media_fetch import MediaPolicy
@@ -60,6 +61,7 @@ __all__ = [
     "MediaPolicy",
     "__version__",
     "apply_rotary_pos_emb",
+    "bundled_checkpoint",
 ]
 
 

@@ -22,6 +22,7 @@ from .errors import message
 
 VERBS = {  # verb: (module, line in --help)
     "train": ("training.command", "train a model: text, vision, alignment, fine-tuning"),
+    "data": ("data.command", "write synthetic training data"),
     "chat": ("chat", "talk with a model about pictures and clips, in the terminal"),
     "merge-adapter": ("training.adapters", "write a plain model from a LoRA adapter and its model"),
     "eval": ("evaluation.command", "score models: perplexity, questions about media, captions"),

@@ -60,6 +60,7 @@ TABLE: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
     ("ArlowTokenizer", "tokenization_arlow", {"TOKENIZER": ("arlow", "arlow_text", "arlowgpt")}),
     ("ArlowTokenizerFast", "tokenization_arlow", {}),
     ("MediaPolicy", "media_fetch", {}),
+    ("bundled_checkpoint", "bundled", {}),
 )
 
 MODULE_OF: dict[str, str] = {name: module for name, module, _ in TABLE}

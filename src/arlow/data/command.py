@@ -1,0 +1,34 @@
+"""`arlow data shapes OUT`: the synthetic data that arlow-tiny is trained on."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import message
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Write synthetic training data: pictures, clips and texts with questions and answers."
+    parser.epilog = "example: arlow data shapes ./data --scale 0.1"
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.add_argument("kind", choices=["shapes"], help="what to write")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new or empty directory")
+    parser.add_argument("--scale", type=float, default=1.0, help="how much: 1 is what arlow-tiny was trained on")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other samples")
+    parser.add_argument("--workers", type=int, default=0, help="processes; the files do not depend on it")
+
+
+def check(options: argparse.Namespace) -> Callable[[], int]:
+    if options.workers < 0:
+        raise ValueError(message("workers", options.workers, "must not be negative"))
+
+    def work() -> int:
+        from .shapes import write
+
+        for split, path in write(options.out, scale=options.scale, seed=options.seed, workers=options.workers).items():
+            print(f"{split:12} {path}")
+        return 0
+
+    return work
