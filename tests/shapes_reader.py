@@ -1,0 +1,120 @@
+"""Eyes for the tests of the synthetic data: clean pictures read with SciPy alone, and questions answered from them.
+
+Nothing here knows how the pictures were drawn or which answers were meant: components are found by their distance from
+the background, shapes are told by areas and hulls, colours by hue, and questions are read as words.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+
+
+HUES = {"red": 0, "orange": 31, "yellow": 56, "green": 125, "blue": 223, "purple": 285}  # degrees
+SHAPE_WORDS = ("circle", "square", "triangle", "star")
+COLOUR_WORDS = (*HUES, "black", "white")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One component of a picture, in pixels."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    area: float
+    reach: float  # of its farthest pixel from the centre
+
+
+def read_picture(pixels: np.ndarray) -> list[Seen]:
+    """What lies on the plain background of (H, W, 3) uint8."""
+    ground = np.median(pixels.reshape(-1, 3)[: pixels.shape[1]], axis=0)
+    marks, count = ndimage.label(np.abs(pixels.astype(int) - ground).max(axis=2) > 40, structure=np.ones((3, 3)))
+    found = ndimage.find_objects(marks)
+    parts = [(marks[box] == number, box) for number, box in zip(range(1, count + 1), found, strict=True)]
+    return [read_component(pixels[box], mask, box) for mask, box in parts if mask.sum() > 12]
+
+
+def read_component(pixels: np.ndarray, mask: np.ndarray, box: tuple[slice, slice]) -> Seen:
+    """One component from its own cut-out at `box` of the picture."""
+    mask, pixels = np.pad(mask, 1), np.pad(pixels, ((1, 1), (1, 1), (0, 0)))
+    rows, columns = np.nonzero(mask)
+    points = np.stack([columns, rows], axis=1).astype(float)
+    centre, area = points.mean(axis=0), float(mask.sum())
+    reach = float(np.hypot(*(points - centre).T).max())
+    core = ndimage.binary_erosion(mask, iterations=max(1, round(reach * 0.15)))
+    rgb = np.median(pixels[core if core.any() else mask], axis=0)
+    hull = ConvexHull(points).volume  # in two dimensions the volume is the area
+    filled = area / (np.pi * (reach + 0.5) ** 2)
+    full = "circle" if filled > 0.85 else "square" if filled > 0.52 else "triangle"
+    shape = "star" if area < 0.82 * hull else full
+    return Seen(shape, colour_word(rgb), centre[0] + box[1].start, centre[1] + box[0].start, area, reach)
+
+
+def colour_word(rgb: np.ndarray) -> str:
+    hue, saturation, value = colorsys.rgb_to_hsv(*(float(level) / 255 for level in rgb))
+    if value < 0.2:
+        return "black"
+    if saturation < 0.2:
+        return "white"
+    return min(HUES, key=lambda name: abs((hue * 360 - HUES[name] + 180) % 360 - 180))
+
+
+def answer(question: str, seen: list[Seen]) -> str:
+    """The answer to a question about one picture."""
+    words = question.lower().rstrip("?.")
+    if re.search(r"how many|count|number of", words):
+        return str(len(matching(words, seen)))
+    if re.search(r"larger|bigger", words):
+        names = [
+            name.group(0)
+            for name in re.finditer(r"the (?!picture)(?:\w+ )?(?:circle|square|triangle|star|shape)\b", words)
+        ]
+        assert len(names) == 2, question
+        return max(names, key=lambda name: the_one(name, seen).area)
+    side = re.search(r"left of|right of|above|over|below|under", words)
+    if side:
+        before, after = words[: side.start()], words[side.end() :]
+        other = the_one(after, seen)
+        if re.match(r"(is|does) ", words):
+            return "yes" if is_beside(the_one(before, seen), other, side.group(0)) else "no"
+        found = [one for one in seen if one is not other and is_beside(one, other, side.group(0))]
+        assert len(found) == 1, question
+        return f"the {found[0].colour} {found[0].shape}"
+    if re.search(r"is there|do you see an?|do you see anything|can you see|does the picture show", words):
+        return "yes" if matching(words, seen) else "no"
+    one = the_one(words, seen)
+    return one.colour if re.search(r"colou?r", words) else one.shape
+
+
+def matching(words: str, seen: list[Seen]) -> list[Seen]:
+    """What the words leave: of the colours and shapes they name, or all."""
+    colours = [word for word in COLOUR_WORDS if re.search(rf"\b{word}\b", words)]
+    shapes = [word for word in SHAPE_WORDS if re.search(rf"\b{word}s?\b", words)]
+    return [
+        one for one in seen if (not colours or one.colour in colours) and (not shapes or one.shape in shapes)
+    ]  # fmt: skip
+
+
+def the_one(words: str, seen: list[Seen]) -> Seen:
+    found = matching(words, seen)
+    assert len(found) == 1, f"{words!r} fits {found}"
+    return found[0]
+
+
+def is_beside(one: Seen, other: Seen, side: str) -> bool:
+    """Whether one centre is to this side of the other, by more than what could be argued about."""
+    along = {
+        "left of": other.x - one.x,
+        "right of": one.x - other.x,
+        "above": other.y - one.y,
+        "over": other.y - one.y,
+    }
+    away = along.get(side, one.y - other.y)
+    return away > 0.5 * max(one.reach, other.reach)

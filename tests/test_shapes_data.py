@@ -1,0 +1,430 @@
+"""The synthetic data as files and as samples: determinism, balance, what is held out, crashes, bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arlow.data import make_sample, pretraining_texts, shapes, write, write_dataset
+from arlow.data.digits import scans_of
+from arlow.data.samples import MAKERS, Clip, Picture, Sample
+from arlow.data.scenes import ALL_PAIRS, COLOURS, SEEN_PAIRS, SHAPES, UNSEEN_PAIRS
+from arlow.data.shapes import SPLITS
+from arlow.data.text_questions import (
+    comparison_is_in,
+    may_hold,
+    plain,
+    split_of,
+    sum_is_in,
+    word_is_in,
+)
+from arlow.media import load_picture
+from arlow.video_reader import open_video
+
+
+COUNTS = {
+    "picture": 12,
+    "digit": 4,
+    "clip": 3,
+    "two_images": 3,
+    "image_and_clip": 2,
+    "text": 8,
+    "caption": 4,
+    "texts": 20,
+}
+
+
+def fingerprint(sample: Sample) -> str:
+    """A digest of everything in a sample."""
+    digest = hashlib.sha256(repr((sample.turns, sample.text_first)).encode())
+    for item in sample.media:
+        digest.update(np.ascontiguousarray(item.frames if isinstance(item, Clip) else item.pixels).tobytes())
+        digest.update(repr((item.quality, getattr(item, "fps", 0))).encode())
+    return digest.hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, by its relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows_of(index: Path) -> list[dict]:
+    return [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+
+
+@lru_cache
+def text_turns(split: str, count: int = 1500) -> list:
+    return [turn for seed in range(count) for turn in make_sample("text", split=split, seed=seed).turns]
+
+
+# Determinism
+
+
+def test_another_process_makes_the_same_samples() -> None:
+    """(task, split, seed) settles a sample, whatever order sets of words have in a process."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_shapes_data import fingerprint\n"
+        "from arlow.data import make_sample, pretraining_texts\n"
+        "from arlow.data.samples import MAKERS\n"
+        "for task in MAKERS:\n"
+        "    for seed in range(6):\n"
+        "        print(fingerprint(make_sample(task, split='train', seed=seed)))\n"
+        "print(list(pretraining_texts('train', count=40)))\n"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(Path(__file__).parent)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1] and len(runs[0]) > 2000
+
+
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path) -> None:
+    """None and two processes give equal files, media included."""
+    for workers in (0, 2):
+        write_dataset(tmp_path / str(workers), split="train", counts=COUNTS, seed=3, workers=workers)
+    one, two = files_of(tmp_path / "0"), files_of(tmp_path / "2")
+    assert one.keys() == two.keys()
+    assert all(one[name] == two[name] for name in one)
+
+
+def test_seeds_and_splits_never_share_a_sample() -> None:
+    """No picture, digit or clip comes up in two splits or under two seeds."""
+    for task in ("picture", "digit", "two_images", "caption"):
+        prints = [fingerprint(make_sample(task, split=split, seed=seed)) for split in SPLITS for seed in range(15)]
+        assert len(set(prints)) == len(prints), task
+
+
+# Files
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes")
+    for split in ("train", "test"):
+        write_dataset(folder / split, split=split, counts=COUNTS)
+    return folder
+
+
+def test_rows_are_conversations_whose_media_open(written: Path) -> None:
+    """Every row of data.jsonl alternates user and assistant, and its media load through Arlow's readers."""
+    for split in ("train", "test"):
+        rows = rows_of(written / split / "data.jsonl")
+        assert len(rows) == sum(COUNTS.values()) - COUNTS["texts"]
+        assert len({row["id"] for row in rows}) == len(rows)
+        assert len(rows_of(written / split / "texts.jsonl")) == COUNTS["texts"]
+        for row in rows:
+            roles = [turn["role"] for turn in row["messages"]]
+            assert roles == ["user", "assistant"] * len(row["types"])
+            assert split == "train" or len(row["types"]) == 1
+            assert all(turn["content"][0]["text"] for turn in row["messages"] if turn["role"] == "assistant")
+            for part in [part for turn in row["messages"] for part in turn["content"]]:
+                if part["type"] == "image":
+                    assert load_picture(written / split / part["path"]).width >= 64
+                elif part["type"] == "video":
+                    assert 1.9 < open_video(written / split / part["path"]).facts.duration < 5.2
+                else:
+                    assert part["type"] == "text" and part["text"]
+
+
+def test_chat_template_takes_every_row(written: Path) -> None:
+    """Arlow's own conversation border accepts the rows as they are."""
+    from arlow.chat_template import check_conversation, media_of
+
+    for row in rows_of(written / "train" / "data.jsonl"):
+        messages = check_conversation(row["messages"])
+        named = {part["path"] for part in row["messages"][0]["content"] if part["type"] != "text"}
+        assert {*media_of(messages, "image"), *media_of(messages, "video")} == named
+
+
+def test_media_stand_first_or_last_in_the_first_question() -> None:
+    """Mostly the media come before the question, sometimes behind it."""
+    first = Counter(make_sample("digit", split="train", seed=seed).text_first for seed in range(300))
+    assert 30 < first[True] < 100
+
+
+def test_preset_writes_all_splits_scaled(tmp_path: Path) -> None:
+    """`write` makes every split, each task at least once, and refuses a second run into the same folder."""
+    paths = write(tmp_path / "tiny", scale=0.0004, seed=5)
+    assert set(paths) == set(SPLITS)
+    for split, path in paths.items():
+        wanted = {task: max(1, round(count * 0.0004)) for task, count in shapes.PRESETS["tiny"][split].items()}
+        wanted.pop("texts", None)
+        assert Counter(row["id"].split("-")[1] for row in rows_of(path)) == wanted
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        write(tmp_path / "tiny", scale=0.0004)
+
+
+def test_a_killed_writer_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
+    """After SIGKILL there are media but no index; the folder can be written again."""
+    code = (
+        "import sys\nfrom arlow.data import write_dataset\n"
+        "write_dataset(sys.argv[1], split='train', counts={'texts': 5, 'picture': 100000})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("images/*"))) < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(list(tmp_path.glob("images/*"))) >= 5
+    assert not (tmp_path / "data.jsonl").exists()
+    assert len(rows_of(write_dataset(tmp_path, split="train", counts={"picture": 2}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"split": "training"}, ValueError, "split='training'.*train, validation"),
+        ({"counts": {"pictures": 3}}, ValueError, "counts='pictures': unknown task"),
+        ({"counts": {"picture": -1}}, ValueError, r"counts\['picture'\]=-1"),
+        ({"counts": {"picture": 1.5}}, ValueError, r"counts\['picture'\]=1.5"),
+        ({"workers": -2}, ValueError, "workers=-2"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_is_written(
+    tmp_path: Path, arguments: dict, error: type[Exception], words: str
+) -> None:
+    """Each error names the argument and its value; the folder stays empty."""
+    given = {"split": "train", "counts": {"picture": 1}, **arguments}
+    with pytest.raises(error, match=words):
+        write_dataset(tmp_path / "new", **given)
+    assert not (tmp_path / "new").exists()
+
+
+def test_unwritable_places_and_unknown_names_are_refused(tmp_path: Path) -> None:
+    """A file where the folder should be, an unknown task, preset and scale."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match=r"folder=.*cannot be written"):
+        write_dataset(tmp_path / "file", split="train", counts={"picture": 1})
+    with pytest.raises(ValueError, match="task='picnic'"):
+        make_sample("picnic", split="train", seed=0)
+    with pytest.raises(ValueError, match="preset='huge'"):
+        write(tmp_path / "out", preset="huge")
+    with pytest.raises(ValueError, match="scale=0"):
+        write(tmp_path / "out", scale=0)
+    with pytest.raises(ValueError, match="split='dev'"):
+        next(pretraining_texts("dev", count=1))
+
+
+# What every sample keeps to
+
+
+@settings(max_examples=80, deadline=None)
+@given(task=st.sampled_from([*MAKERS]), split=st.sampled_from(SPLITS), seed=st.integers(0, 2**60))
+def test_samples_keep_to_their_limits(task: str, split: str, seed: int) -> None:
+    """Sizes, lengths, numbers of turns and answers are within what is promised, for any seed."""
+    sample = make_sample(task, split=split, seed=seed)
+    assert 1 <= len(sample.turns) <= (6 if split == "train" else 1)
+    assert len({turn.question.lower() for turn in sample.turns}) == len(sample.turns)
+    for turn in sample.turns:
+        assert turn.question.strip() == turn.question and "{" not in turn.question
+        assert turn.answer.strip() == turn.answer != "" and len(turn.answer) < 230
+    expected = {
+        "two_images": (Picture, Picture),
+        "clip": (Clip,),
+        "picture": (Picture,),
+        "digit": (Picture,),
+        "text": (),
+    }
+    if task in expected:
+        assert tuple(type(item) for item in sample.media) == expected[task]
+    for item in sample.media:
+        pixels = item.frames if isinstance(item, Clip) else item.pixels
+        height, width = pixels.shape[-3:-1]
+        assert pixels.dtype == np.uint8 and pixels.shape[-1] == 3
+        assert min(height, width) >= 60 and max(height, width) <= (260 if isinstance(item, Clip) else 516)
+        if isinstance(item, Clip):
+            assert height % 2 == width % 2 == 0 and 6 <= item.fps <= 15
+            assert 1.9 <= len(item.frames) / item.fps <= 5.1
+
+
+# Balance
+
+NEAR_CHANCE = {  # type -> the largest share one answer may have in an evaluation split
+    "shape": 0.32, "colour": 0.2, "count": 0.27, "larger": 0.15, "position": 0.12, "position_yes_no": 0.57,
+    "exists": 0.57, "digit": 0.16, "digit_sum": 0.16, "digit_larger": 0.27, "video_direction": 0.34,
+    "video_colour": 0.22, "video_shape": 0.34, "video_size": 0.6, "video_changes": 0.34, "video_digit": 0.2,
+    "same_different": 0.58, "what_changed": 0.34, "in_common": 0.33, "text_sum": 0.15, "text_comparison": 0.2,
+    "text_polite": 0.33, "text_calendar": 0.2, "text_backwards": 0.1, "text_spelling": 0.1,
+}  # fmt: skip
+
+
+def test_no_answer_leads_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The majority answer of every type is near chance, and every type comes up. Pixels are left out."""
+    still = np.zeros((64, 64, 3), dtype=np.uint8)
+    monkeypatch.setattr("arlow.data.samples.render", lambda *args: still)
+    monkeypatch.setattr("arlow.data.samples.picture_of_digits", lambda *args: Picture(still))
+    monkeypatch.setattr("arlow.data.samples.render_story", lambda *args: still[None])
+    monkeypatch.setattr("arlow.data.samples.render_digits", lambda *args, **kwargs: (still[None], 6))
+    answers: dict[str, Counter] = defaultdict(Counter)
+    sizes = {"picture": 2500, "digit": 1200, "clip": 1800, "two_images": 700, "image_and_clip": 400, "text": 2500}
+    for task, count in sizes.items():
+        for seed in range(count):
+            for turn in make_sample(task, split="test", seed=seed).turns:
+                answers[turn.type][turn.answer] += 1
+    assert set(answers) == {*NEAR_CHANCE, "text_unknown"}
+    for kind, limit in NEAR_CHANCE.items():
+        (leader, most), *_ = answers[kind].most_common(1)
+        assert most / answers[kind].total() < limit, (kind, leader, answers[kind].most_common(5))
+
+
+def test_yes_and_no_are_balanced_in_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Follow-up questions of a conversation do not tip the scale."""
+    monkeypatch.setattr("arlow.data.samples.render", lambda *args: np.zeros((64, 64, 3), dtype=np.uint8))
+    answers: dict[str, Counter] = defaultdict(Counter)
+    for seed in range(1200):
+        for turn in make_sample("picture", split="train", seed=seed).turns:
+            answers[turn.type][turn.answer] += 1
+    for kind in ("exists", "position_yes_no"):
+        assert 0.42 < answers[kind]["yes"] / answers[kind].total() < 0.58
+    assert answers["count"].most_common(1)[0][1] / answers["count"].total() < 0.42
+    assert answers["shape"].most_common(1)[0][1] / answers["shape"].total() < 0.3
+
+
+# What is held out
+
+
+def test_unseen_pairs_are_never_named_in_training() -> None:
+    """No question, answer, caption or document of training names a held-out pair; their parts are all named."""
+    texts = list(pretraining_texts("train", count=3000))
+    for task in ("picture", "two_images", "text", "caption"):
+        for seed in range(250):
+            for turn in make_sample(task, split="train", seed=seed).turns:
+                texts.append(f"{turn.question} {turn.answer}")
+    everything = "\n".join(texts).lower()
+    for shape, colour in ALL_PAIRS:
+        named = f"{colour} {shape}" in everything
+        assert named == ((shape, colour) in SEEN_PAIRS), (shape, colour)
+
+
+def test_unseen_pairs_cover_every_shape_and_leave_each_colour() -> None:
+    """One pair of each shape is held out; every shape and every colour keeps most of its pairs."""
+    assert {shape for shape, _ in UNSEEN_PAIRS} == set(SHAPES)
+    for colour in COLOURS:
+        assert sum(colour == other for _, other in SEEN_PAIRS) >= 3
+
+
+def test_scans_are_split_once_and_for_all() -> None:
+    """Training, validation and test share no scan, use all 1797, and hold every digit."""
+    parts = [
+        {index for indices in scans_of(split).values() for index in indices}
+        for split in ("train", "validation", "test")
+    ]
+    assert [len(part) for part in parts] == [1257, 180, 360]
+    assert len(set.union(*parts)) == 1797
+    assert all(min(len(indices) for indices in scans_of(split).values()) >= 10 for split in SPLITS)
+    # The test's own scans, whoever made them: the split may never move.
+    digest = hashlib.sha256(repr(sorted(parts[2])).encode()).hexdigest()
+    assert digest.startswith("733a0d2abf8b0224")
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_numbers_and_words_belong_to_one_split(split: str) -> None:
+    """Every pair of summands, compared pair and spelled word of a split belongs to it, in questions and documents."""
+    for turn in text_turns(split):
+        numbers = [int(number) for number in re.findall(r"\d+", turn.question)]
+        if turn.type == "text_sum":
+            assert sum_is_in(split, *numbers) and int(turn.answer) == sum(numbers)
+        elif turn.type == "text_comparison":
+            assert comparison_is_in(split, *numbers)
+        elif turn.type == "text_backwards":
+            word = turn.answer.replace(" ", "")[::-1]
+            assert word in turn.question and word_is_in(split, word)
+        elif turn.type == "text_spelling":
+            word = turn.answer.replace(" ", "")
+            assert word in turn.question and word_is_in(split, word)
+        elif turn.type in ("text_calendar", "text_unknown"):
+            assert may_hold(split, plain(turn.question))
+    for document in pretraining_texts(split, count=800):
+        for first, second in re.findall(r"(\d+) (?:\+|plus|and) (\d+)", document):
+            if "larger of" not in document and "smaller of" not in document and "digits" not in document:
+                assert sum_is_in(split, int(first), int(second)), document
+        for word in re.findall(r"(?m)^([a-z]+)(?:: | is spelled | = )[a-z] ", document):
+            assert word_is_in(split, word), document
+
+
+def test_single_digit_sums_are_training_only() -> None:
+    """The table of single digits is learned, never asked; sums over it are split."""
+    assert all(sum_is_in("train", one, two) for one in range(10) for two in range(10))
+    splits = Counter(split for split in ("train", "validation", "test") for one in range(31) for two in range(10, 31)
+                     if sum_is_in(split, one, two))  # fmt: skip
+    assert splits["test"] > 30 and splits["validation"] > 30 and splits["train"] > 300
+
+
+def test_comparisons_are_right() -> None:
+    """Larger, smaller, and yes or no, computed anew from the words."""
+    kinds = Counter()
+    for turn in text_turns("train"):
+        if turn.type != "text_comparison":
+            continue
+        one, two = (int(number) for number in re.findall(r"\d+", turn.question))
+        words = turn.question.lower()
+        if re.match(r"is \d", words):
+            expected, kind = "yes" if one > two else "no", "yes_no"
+        else:
+            expected, kind = (str(min(one, two)), "min") if "smaller" in words else (str(max(one, two)), "max")
+        assert turn.answer == expected
+        kinds[kind] += 1
+    assert len(kinds) == 3
+
+
+def test_calendar_is_right_and_known_in_training() -> None:
+    """Answers agree with Python's calendar, and every answer of the test split is also asked for in training."""
+    import calendar
+
+    names = {"day": list(calendar.day_name), "month": list(calendar.month_name)[1:]}
+    known = {turn.answer for turn in text_turns("train") if turn.type == "text_calendar"}
+    checked = 0
+    for split in ("train", "test"):
+        for turn in text_turns(split):
+            if turn.type != "text_calendar":
+                continue
+            assert turn.answer in known
+            for run in names.values():
+                given = [name for name in run if re.search(rf"\b{name}\b", turn.question, re.IGNORECASE)]
+                if given and turn.answer in run:
+                    step = -1 if "before" in turn.question.lower() else 1
+                    assert run[(run.index(given[0]) + step) % len(run)] == turn.answer
+                    checked += 1
+                elif given:
+                    days = calendar.monthrange(2023, run.index(given[0]) + 1)[1]
+                    assert turn.answer == str(days)
+    assert checked > 100
+
+
+def test_what_it_cannot_know_is_said_so() -> None:
+    """Questions about people, places and missing pictures are many and all get the same words."""
+    turns = [turn for turn in text_turns("train") if turn.type == "text_unknown"]
+    assert {turn.answer for turn in turns} == {"I don't know."}
+    assert len({turn.question for turn in turns}) > 0.6 * len(turns)
+
+
+def test_checksums_share_out_the_splits() -> None:
+    """Four in five go to training, the rest to validation and test alike."""
+    shares = Counter(split_of(f"key {number}") for number in range(5000))
+    assert 0.77 < shares["train"] / 5000 < 0.83
+    assert 0.08 < shares["test"] / 5000 < 0.12

@@ -1,0 +1,245 @@
+"""Answers of the synthetic data against what an independent reader sees in the pixels and in the encoded files."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from shapes_reader import answer, read_picture
+
+from arlow.data import make_sample, samples, scenes
+from arlow.data.samples import Clip, Picture
+from arlow.data.shapes import save_clip
+from arlow.media import load_picture
+from arlow.video_reader import open_video
+
+
+PICTURE_TYPES = {"shape", "colour", "count", "larger", "position", "position_yes_no", "exists"}
+STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain backgrounds, no noise, no blur, 160 pixels: what the reader needs."""
+    drawn = scenes.ground_for
+
+    def plain(*args, **kwargs) -> scenes.Ground:
+        return scenes.Ground((drawn(*args, **kwargs).corners[0],) * 4)
+
+    monkeypatch.setattr(scenes, "ground_for", plain)
+    monkeypatch.setattr("arlow.data.clips.ground_for", plain)
+    monkeypatch.setattr(scenes, "finish", lambda rng, canvas: np.asarray(canvas))
+    monkeypatch.setattr("arlow.data.clips.finish", lambda rng, canvas: np.asarray(canvas))
+    monkeypatch.setattr(samples, "side_of", lambda *args, **kwargs: 160)
+    monkeypatch.setattr("arlow.data.clips.side_of", lambda *args, **kwargs: 128)
+
+
+def pixels_of(item: Picture | Clip) -> np.ndarray:
+    assert isinstance(item, Picture)
+    return item.pixels
+
+
+def decoded(folder: Path, clip: Picture | Clip) -> list[np.ndarray]:
+    """All frames of the clip after encoding."""
+    assert isinstance(clip, Clip)
+    (folder / "videos").mkdir(exist_ok=True)
+    video = open_video(folder / save_clip(folder, "clip", clip)["path"])
+    return list(video.frames(range(video.facts.total_frames)))
+
+
+@pytest.mark.parametrize("split", ["train", "test", "unseen"])
+def test_picture_answers_are_what_the_pixels_show(clean: None, split: str) -> None:
+    """Every answer about a picture equals the one an independent reader finds, also for unseen pairs."""
+    asked: Counter[str] = Counter()
+    for seed in range(100 if split == "train" else 300):
+        sample = make_sample("picture", split=split, seed=seed)
+        seen = read_picture(pixels_of(sample.media[0]))
+        pairs = {(one.shape, one.colour) for one in seen}
+        assert bool(pairs & scenes.UNSEEN_PAIRS) == (split == "unseen"), seed
+        for turn in sample.turns:
+            if turn.type in PICTURE_TYPES:
+                asked[turn.type] += 1
+                assert answer(turn.question, seen) == turn.answer, (seed, turn, seen)
+    assert set(asked) == PICTURE_TYPES
+    assert min(asked.values()) > 20
+
+
+def test_larger_and_beside_leave_no_doubt(clean: None) -> None:
+    """What is called larger covers at least 1.4 times as many pixels."""
+    for seed in range(200):
+        sample = make_sample("picture", split="test", seed=seed)
+        for turn in sample.turns:
+            if turn.type == "larger":
+                areas = [one.area for one in read_picture(pixels_of(sample.media[0])) if one_of(turn.question, one)]
+                assert max(areas) >= 1.4 * min(areas), (seed, turn)
+
+
+def one_of(question: str, one: object) -> bool:
+    names = (f"the {one.colour} {one.shape}", f"the {one.shape}", f"the {one.colour} shape")  # type: ignore[attr-defined]
+    return any(name in question.lower() for name in names)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**40), split=st.sampled_from(["train", "validation", "test", "unseen"]))
+def test_shapes_lie_apart_inside_and_stand_out(seed: int, split: str) -> None:
+    """No two shapes touch, none leaves the picture, each differs clearly from every background colour."""
+    import random
+
+    rng = random.Random(seed)
+    scene = samples.draw_scene_of(rng, split)
+    for one, two in itertools.combinations(scene.things, 2):
+        assert np.hypot(one.x - two.x, one.y - two.y) > one.radius + two.radius
+    for thing in scene.things:
+        assert thing.radius <= min(thing.x, thing.y, scene.width - thing.x, scene.height - thing.y)
+        assert thing.radius >= scenes.MIN_RADIUS
+        for corner in scene.ground.corners:
+            assert scenes.contrast(thing.rgb, corner) > 100
+            assert thing.colour != "white" or np.mean(corner) < 100
+
+
+def test_colours_keep_to_their_ranges() -> None:
+    """No drawn colour can be taken for another: the reader's nearest hue is the name."""
+    import random
+
+    from shapes_reader import colour_word
+
+    for colour in scenes.COLOURS:
+        rng = random.Random(colour)
+        assert {colour_word(np.array(scenes.colour_value(rng, colour))) for _ in range(500)} == {colour}
+
+
+def test_two_pictures_differ_as_the_answer_says(clean: None) -> None:
+    """Same or different, and what changed, measured in both pictures."""
+    answers: Counter[str] = Counter()
+    for seed in range(160):
+        sample = make_sample("two_images", split="test", seed=seed)
+        first, second = (read_picture(pixels_of(item)) for item in sample.media)
+        gone = unmatched(first, second), unmatched(second, first)
+        turn = sample.turns[0]
+        answers[turn.answer] += 1
+        if turn.type == "same_different":
+            assert turn.answer == ("different" if any(gone) else "same"), seed
+        elif turn.answer == "number":
+            assert abs(len(first) - len(second)) == 1, seed
+        else:
+            assert len(gone[0]) == len(gone[1]) == 1, (seed, turn, gone)
+            (one,), (two,) = gone
+            moved = np.hypot(one.x - two.x, one.y - two.y) > 0.5 * one.reach
+            found = {"colour": one.colour != two.colour, "shape": one.shape != two.shape, "position": moved}
+            # Of a triangle the centre of the pixels is not the centre of the circle around it.
+            assert found[turn.answer], (seed, turn, gone)
+            assert sum(found[kind] for kind in ("colour", "shape")) == (turn.answer != "position"), (seed, turn)
+    assert len(answers) == 6
+
+
+def unmatched(first: list, second: list) -> list:
+    """What of `first` has no like in `second`, in shape, colour and place."""
+    return [
+        one
+        for one in first
+        if not any(
+            (one.shape, one.colour) == (two.shape, two.colour) and np.hypot(one.x - two.x, one.y - two.y) < 8
+            for two in second
+        )
+    ]
+
+
+def test_clips_do_what_the_answers_say(clean: None, tmp_path: Path) -> None:
+    """Direction, colour, growth, shape and number of colour changes, measured in the decoded MP4."""
+    asked: Counter[str] = Counter()
+    for seed in range(70):
+        sample = make_sample("clip", split="train", seed=seed)
+        if sample.turns[0].type == "video_digit":
+            continue
+        frames = [read_picture(frame) for frame in decoded(tmp_path, sample.media[0])[::2]]
+        assert all(len(seen) == 1 for seen in frames), seed
+        path = [seen[0] for seen in frames]
+        colours = [colour for colour, _ in itertools.groupby(one.colour for one in path)]
+        way = path[-1].x - path[0].x, path[-1].y - path[0].y
+        for turn in sample.turns:
+            asked[turn.type] += 1
+            if turn.type == "video_direction":
+                along, off = np.dot(way, STEPS[turn.answer]), abs(np.dot(way[::-1], STEPS[turn.answer]))
+                assert along > 25 and off < 0.25 * along, (seed, turn, way)
+            elif turn.type == "video_colour":
+                assert colours == [turn.answer], (seed, turn)
+            elif turn.type == "video_shape":
+                assert Counter(one.shape for one in path).most_common(1)[0][0] == turn.answer, (seed, turn)
+            elif turn.type == "video_changes":
+                assert len(colours) - 1 == int(turn.answer), (seed, turn, colours)
+            else:
+                assert turn.type == "video_size"
+                ratio = path[-1].area / path[0].area
+                assert ratio > 2 if turn.answer == "grows" else ratio < 0.5, (seed, turn, ratio)
+    assert min(asked.values()) >= 8 and len(asked) == 5
+
+
+def test_picture_and_clip_share_what_the_answer_says(clean: None, tmp_path: Path) -> None:
+    """What they have in common, measured in both."""
+    answers: Counter[str] = Counter()
+    for seed in range(40):
+        sample = make_sample("image_and_clip", split="test", seed=seed)
+        clip = next(item for item in sample.media if isinstance(item, Clip))
+        picture = next(item for item in sample.media if isinstance(item, Picture))
+        (one,) = read_picture(picture.pixels)
+        (two,) = read_picture(decoded(tmp_path, clip)[0])
+        same = one.colour == two.colour, one.shape == two.shape
+        found = {(True, True): "both", (True, False): "colour", (False, True): "shape", (False, False): "nothing"}
+        assert sample.turns[0].answer == found[same], (seed, one, two)
+        answers[sample.turns[0].answer] += 1
+    assert len(answers) == 4
+
+
+def test_digit_clips_show_two_or_three_stills(tmp_path: Path) -> None:
+    """A clip of digits is two or three stills in turn, each seen for at least half a second after encoding."""
+    seeds = [seed for seed in range(60) if make_sample("clip", split="test", seed=seed).turns[0].type == "video_digit"]
+    assert seeds
+    for seed in seeds:
+        clip = make_sample("clip", split="test", seed=seed).media[0]
+        assert isinstance(clip, Clip)
+        cuts = np.flatnonzero(np.abs(np.diff(clip.frames.astype(int), axis=0)).max(axis=(1, 2, 3))) + 1
+        lengths = np.diff([0, *cuts, len(clip.frames)]) / clip.fps
+        assert len(lengths) in (2, 3) and lengths.min() >= 0.5, seed
+        assert len(decoded(tmp_path, clip)) == len(clip.frames)
+
+
+def test_digits_on_a_picture_read_like_their_scans() -> None:
+    """A drawn digit, reduced to 8 x 8, is nearest to scans of its own class: drawing does not spoil them."""
+    import random
+
+    from arlow.data.digits import digit_mask, load_scans, scans_of
+
+    scans, labels = load_scans()
+    train = [index for indices in scans_of("train").values() for index in indices]
+    rng, right = random.Random(0), 0
+    for number in range(200):
+        mask = digit_mask(rng, number % 10, split="test", side=100)
+        box = mask.getbbox()
+        assert box is not None
+        small = np.asarray(mask.crop(box).resize((6, 8), Image.Resampling.BOX)) / 255  # scans fill 8 rows, 6 columns
+        nearest = min(train, key=lambda index: float(np.square(scans[index][:, 1:7] - small).sum()))
+        right += labels[nearest] == number % 10
+    assert right > 150
+
+
+def test_saved_media_open_through_the_border(tmp_path: Path) -> None:
+    """JPEG and PNG pictures and MP4 clips open through Arlow's own readers, of the size and length drawn."""
+    from arlow.data.shapes import save_picture
+
+    (tmp_path / "images").mkdir()
+    for seed in range(12):
+        item = make_sample("picture", split="train", seed=seed).media[0]
+        assert isinstance(item, Picture)
+        loaded = load_picture(tmp_path / save_picture(tmp_path, str(seed), item)["path"])
+        worst = np.abs(loaded.pixels.astype(int) - item.pixels).mean()
+        assert worst == 0 if item.quality is None else worst < 12
+    clip = make_sample("clip", split="train", seed=0).media[0]
+    frames = decoded(tmp_path, clip)
+    assert isinstance(clip, Clip)
+    assert np.abs(np.stack(frames).astype(int) - clip.frames).mean() < 12
