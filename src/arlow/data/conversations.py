@@ -357,20 +357,18 @@ def _covered(ranges: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray
 class Collator:
     """Samples to the arguments of `forward`: rows padded on the right, the media of all rows one after the other.
 
-    With `packing`, conversations share rows as long as the longest of them: `position_ids` (4, B, L), which restart
-    with every conversation, keep them apart. The loss and its gradients are those of padded rows.
+    With `packing`, conversations share rows: `position_ids` (4, B, L), which restart with every conversation, keep
+    them apart. The loss and its gradients are those of padded rows.
     """
 
     processor: ArlowProcessor
     packing: bool = False
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
-        rows = (
-            first_fit([len(sample.ids) for sample in samples]) if self.packing else [[i] for i in range(len(samples))]
-        )
+        lengths = [len(sample.ids) for sample in samples]
+        rows = pack_rows(lengths) if self.packing else [[i] for i in range(len(samples))]
         ordered = [[samples[i] for i in row] for row in rows]
-        length = max(sum(len(sample.ids) for sample in row) for row in ordered)
-        shape = (len(ordered), length)
+        shape = (len(rows), max(sum(lengths[i] for i in row) for row in rows))
         ids = np.full(shape, self.processor.tokenizer.pad_token_id)
         labels = np.full(shape, IGNORED)
         mask, types = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -420,10 +418,20 @@ class Collator:
         return torch.cat((text[None], axes)) * batch["attention_mask"]
 
 
-def first_fit(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of `lengths` in rows no longer than the longest of them: the longest first, each into the first row that
-    has room (first-fit decreasing). Rows and what is in them keep the order of the samples."""
-    capacity = max(lengths)
+def pack_rows(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of `lengths` in rows that leave the least padding. Rows are at most twice as long as the longest sample:
+    the cost of attention grows with the square of a row's length."""
+
+    def cost(rows: list[list[int]]) -> tuple[int, int]:
+        longest = max(sum(lengths[i] for i in row) for row in rows)
+        return len(rows) * longest, longest
+
+    return min((first_fit(lengths, capacity=max(lengths) * quarters // 4) for quarters in range(4, 9)), key=cost)
+
+
+def first_fit(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
+    """Indices of `lengths` in rows of at most `capacity`: the longest first, each into the first row that has room
+    (first-fit decreasing). Rows and what is in them keep the order of the samples."""
     rows: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
