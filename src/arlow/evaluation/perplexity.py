@@ -125,8 +125,8 @@ def perplexity(
     stride = max(window // 2, 1) if stride is None else stride
     if not 2 <= window <= most:
         raise ValueError(message("window", window, f"must lie in 2..{most}, what the model was made for"))
-    if not 1 <= stride <= window:
-        raise ValueError(message("stride", stride, f"must lie in 1..{window}, the window"))
+    if not 1 <= stride < window:  # a window's first token needs one before it
+        raise ValueError(message("stride", stride, f"must lie in 1..{window - 1}, below the window"))
     total = Total()
     texts = list(texts)
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
