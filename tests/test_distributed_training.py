@@ -106,7 +106,7 @@ def with_zero(stage: int, model: nn.Module, case: str, rank: int) -> dict[str, t
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": stage, "reduce_bucket_size": 2000, "stage3_param_persistence_threshold": 0},
-        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
     }
     optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimiser, config=settings)
