@@ -446,10 +446,13 @@ def first_fit(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
 
 class SimilarLengths(Dataset):
     """The draws in an order in which the samples of a batch have similar lengths: within each stretch of `stretch`
-    batches they are sorted by a guess of their length, and the batches are shuffled."""
+    batches (or of one pass, where that is less) they are sorted by a guess of their length, and the batches shuffled.
+    """
 
     def __init__(self, draws: Draws, sizes: Callable[[Any], int], *, batch_size: int, stretch: int = 16) -> None:
-        self.draws, self.sizes, self.batch_size, self.window = draws, sizes, batch_size, batch_size * stretch
+        self.draws, self.sizes, self.batch_size = draws, sizes, batch_size
+        # Longer than a pass, a stretch would put copies of one sample side by side.
+        self.window = batch_size * max(1, min(stretch, len(draws.items) // batch_size))
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
