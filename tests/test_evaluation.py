@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
+from eval_samples import draw_clip, draw_picture, save_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_causal_lm, tiny_vlm
-from tiny_processing import tiny_processor, tiny_tokenizer
+from tiny_models import tiny_causal_lm
+from tiny_processing import tiny_tokenizer
 
 from arlow import cli
-from arlow.demo import draw_clip, draw_picture
 from arlow.evaluation import evaluate_captions, evaluate_perplexity, evaluate_vqa
 from arlow.evaluation import perplexity as perplexity_room
 from arlow.evaluation.answers import ModelAnswerer, ask
@@ -58,12 +58,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A small vision-language model with random weights, saved with its processor."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    processor = tiny_processor()
-    model = tiny_vlm(text={"vocab_size": len(processor.tokenizer)}, vision={"patch_size": 14})
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def painter(path: str) -> str:
