@@ -384,6 +384,10 @@ def count_patches(batch: dict[str, torch.Tensor]) -> int:
 class VisionTrainer(ArlowTrainer):
     """Saves the encoder by itself, too, beside the whole autoencoder."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.label_names = ["masked"]  # what tells the Trainer that an evaluation has a loss
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
