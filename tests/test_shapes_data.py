@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arlow.chat_template import check_conversation, media_of
 from arlow.data import make_sample, pretraining_texts, shapes, write, write_dataset
 from arlow.data.digits import scans_of
 from arlow.data.samples import MAKERS, Clip, Picture, Sample
@@ -82,7 +84,7 @@ def test_another_process_makes_the_same_samples() -> None:
         "from arlow.data import make_sample, pretraining_texts\n"
         "from arlow.data.samples import MAKERS\n"
         "for task in MAKERS:\n"
-        "    for seed in range(6):\n"
+        "    for seed in range(3):\n"
         "        print(fingerprint(make_sample(task, split='train', seed=seed)))\n"
         "print(list(pretraining_texts('train', count=40)))\n"
     )
@@ -97,7 +99,7 @@ def test_another_process_makes_the_same_samples() -> None:
         ).stdout
         for seed in ("1", "2")
     ]
-    assert runs[0] == runs[1] and len(runs[0]) > 2000
+    assert runs[0] == runs[1] and len(runs[0]) > 1500
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -150,8 +152,6 @@ def test_rows_are_conversations_whose_media_open(written: Path) -> None:
 
 def test_chat_template_takes_every_row(written: Path) -> None:
     """Arlow's own conversation border accepts the rows as they are."""
-    from arlow.chat_template import check_conversation, media_of
-
     for row in rows_of(written / "train" / "data.jsonl"):
         messages = check_conversation(row["messages"])
         named = {part["path"] for part in row["messages"][0]["content"] if part["type"] != "text"}
@@ -394,8 +394,6 @@ def test_comparisons_are_right() -> None:
 
 def test_calendar_is_right_and_known_in_training() -> None:
     """Answers agree with Python's calendar, and every answer of the test split is also asked for in training."""
-    import calendar
-
     names = {"day": list(calendar.day_name), "month": list(calendar.month_name)[1:]}
     known = {turn.answer for turn in text_turns("train") if turn.type == "text_calendar"}
     checked = 0

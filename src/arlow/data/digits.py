@@ -1,5 +1,7 @@
 """Handwritten digits: scikit-learn's bundled scans (8 x 8, Alpaydin and Kaynak 1998), their splits, and their pixels.
 
+One training digit in ten is printed, in Pillow's own typeface; evaluation shows scans alone.
+
 The 1797 scans are shuffled once, with a fixed seed: the first 1257 are for training, the next 180 for validation, the
 last 360 for the test. A picture or clip of one split holds scans of this split only.
 """
@@ -10,14 +12,15 @@ import functools
 import random
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from .scenes import RGB, contrast
 
 
 SPLIT_SEED = 0
 SPLIT_ENDS = {"train": (0, 1257), "validation": (1257, 1437), "test": (1437, 1797), "unseen": (1437, 1797)}
-PAD = 2  # empty pixels around a scan: room to turn in
+PAD = 2  # empty pixels around a scan of 8: room to turn in
+PRINTED = 0.1  # of the training digits
 
 
 @functools.lru_cache(maxsize=1)
@@ -42,13 +45,14 @@ def scans_of(split: str) -> dict[int, list[int]]:
 
 def digit_mask(rng: random.Random, digit: int, *, split: str, side: int) -> Image.Image:
     """Coverage (mode L) of `side` x `side` pixels: a scan of this digit, smoothly enlarged, turned, slanted and
-    stretched a little, thinner or bolder."""
-    scan = load_scans()[0][rng.choice(scans_of(split)[digit])]
-    canvas = np.zeros((8 + 2 * PAD,) * 2, dtype=np.float32)
-    canvas[PAD:-PAD, PAD:-PAD] = scan
-    size = canvas.shape[0]
+    stretched a little, thinner or bolder. In training it may be printed instead."""
+    is_printed = split == "train" and rng.random() < PRINTED
+    scan = print_digit(digit) if is_printed else load_scans()[0][rng.choice(scans_of(split)[digit])]
+    canvas = np.pad(scan, len(scan) * PAD // 8)
+    size = len(canvas)
     turn, slant = rng.gauss(0, 0.08), rng.gauss(0, 0.08)
-    wide, high = (9.5 / side / rng.uniform(0.9, 1.1) for _ in range(2))  # pixels of the scan per pixel of the mask
+    # Pixels of the canvas per pixel of the mask.
+    wide, high = (len(scan) * 9.5 / 8 / side / rng.uniform(0.9, 1.1) for _ in range(2))
     matrix = np.array([[wide, wide * (slant - turn)], [high * turn, high]])
     shift = size / 2 - matrix @ (side / 2, side / 2)
     data = (*matrix[0], shift[0], *matrix[1], shift[1])
@@ -58,6 +62,14 @@ def digit_mask(rng: random.Random, digit: int, *, split: str, side: int) -> Imag
     ink = np.clip((np.asarray(large) - 0.5) * gain + rng.uniform(0.5, 0.6), 0, 1)
     ink[np.asarray(large) < 0.04] = 0
     return Image.fromarray((ink * 255).astype(np.uint8))
+
+
+@functools.lru_cache(maxsize=10)
+def print_digit(digit: int) -> np.ndarray:
+    """Ink of a printed digit, (64, 64) float32 in 0..1."""
+    canvas = Image.new("L", (64, 64))
+    ImageDraw.Draw(canvas).text((32, 32), str(digit), fill=255, font=ImageFont.load_default(72), anchor="mm")
+    return np.asarray(canvas, dtype=np.float32) / 255
 
 
 def draw_ink(rng: random.Random, ground: RGB) -> RGB:

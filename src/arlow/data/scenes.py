@@ -49,7 +49,7 @@ SEEN_PAIRS: tuple[Pair, ...] = tuple(pair for pair in ALL_PAIRS if pair not in U
 
 MIN_RADIUS = 0.09  # of the short side
 LARGEST_RADIUS = {1: 0.44, 2: 0.3, 3: 0.26, 4: 0.23}  # by how many shapes there are
-MIN_CONTRAST = 150  # redmean distance between a shape and its background; black to white is 765
+MIN_CONTRAST = 175  # redmean distance between a shape and its background; black to white is 765
 MIN_SIDE, MAX_SIDE = 64, 512  # pixels
 NOISE_SIDE = 768
 
