@@ -111,7 +111,7 @@ class Item(NamedTuple):
     """A picture or clip, not yet opened."""
 
     name: str  # for messages and the list of bad samples
-    media: Any  # path, bytes, or what else `load_picture` and `open_video` take
+    media: Any  # path, bytes, or what else `load_picture` and `open_video` take; an OSError where it was lost
 
 
 def name_of(item: Item) -> str:
@@ -145,7 +145,10 @@ class Stream:
     def check(self) -> None:
         """Raises `ValueError` for a part without items, `OSError` if it cannot be read."""
         for part in range(self.readers):
-            if next(self.read(part, self.readers, self.seed), None) is None:
+            first = next(self.read(part, self.readers, self.seed), None)
+            if first is not None and isinstance(first.media, Exception):
+                raise OSError(message(self.name, first.name, str(first.media)))
+            if first is None:
                 where = f" in part {part} of {self.readers}" if self.readers > 1 else ""
                 raise ValueError(message(self.name, self.readers, f"the stream holds nothing to read{where}"))
 
@@ -194,6 +197,8 @@ class StreamDraws(Dataset):
         for ahead in range(MOST_BAD_IN_A_ROW):
             item = position.peek(ahead)
             try:
+                if isinstance(item.media, Exception):
+                    raise item.media
                 return self.load(item, rng)
             except (ValueError, OSError) as error:
                 self.bad_samples.add(item.name, error)
@@ -337,14 +342,27 @@ class _ShardReader:
             rng = random.Random(f"{seed}/{part}")
             rng.shuffle(urls)
             stages = [web.shuffle(self.buffer, initial=self.buffer, rng=rng)]
-        samples = web.DataPipeline(web.SimpleShardList(urls), web.tarfile_to_samples(), *stages)
-        try:
-            for sample in samples:
-                for key, value in sample.items():
-                    if f".{key.rpartition('.')[2].lower()}" in self.suffixes:
-                        yield Item(f"{sample['__url__']}/{sample['__key__']}.{key}", value)
-        except (OSError, EOFError, ValueError) as error:
-            raise OSError(message("shards", urls[0], f"of {len(urls)} shards one cannot be read ({error})")) from error
+        broken: list[Exception] = []  # webdataset goes on with the next shard when this takes the error
+
+        def go_on(error: Exception) -> bool:
+            broken.append(error)
+            return True
+
+        tar = web.tarfile_to_samples(handler=go_on)
+        for sample in web.DataPipeline(web.SimpleShardList(urls), tar, *stages):
+            yield from _as_items(broken)
+            for key, value in sample.items():
+                if f".{key.rpartition('.')[2].lower()}" in self.suffixes:
+                    yield Item(f"{sample['__url__']}/{sample['__key__']}.{key}", value)
+        yield from _as_items(broken)
+
+
+def _as_items(broken: list[Exception]) -> Iterator[Item]:
+    """The rest of a damaged shard, as one item that cannot be read."""
+    while broken:
+        error = broken.pop(0)
+        url = str(error.args[-1]) if error.args else "a shard"
+        yield Item(url, OSError(f"the rest of the shard cannot be read ({type(error).__name__})"))
 
 
 def media_of(value: Any) -> Any:
