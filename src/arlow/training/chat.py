@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,7 +67,9 @@ class ChatRecipe(CommonRecipe):
         return [{"path": each} if isinstance(each, (str, Path)) else each for each in value]
 
 
-def read_conversations(recipe: ChatRecipe, sources: list[Source], processor: ArlowProcessor) -> Conversations:
+def read_conversations(
+    sources: list[Source], *, processor: ArlowProcessor, max_length: int, cache: bool
+) -> Conversations:
     """The rows of a recipe's sources; raises before anything is trained where a file is missing or empty."""
     rows = [
         (
@@ -77,7 +80,7 @@ def read_conversations(recipe: ChatRecipe, sources: list[Source], processor: Arl
         )
         for each in sources
     ]
-    return Conversations(processor, rows, max_length=recipe.max_length, cache=recipe.cache)
+    return Conversations(processor, rows, max_length=max_length, cache=cache)
 
 
 def train_on_chats(
@@ -93,13 +96,12 @@ def train_on_chats(
         learning_rates: by part of the model, see `GROUPS`.
     """
     limit = model.config.get_text_config().max_position_embeddings
-    if recipe.max_length is None:
-        recipe = recipe.model_copy(update={"max_length": limit})
-    elif recipe.max_length > limit:
+    if recipe.max_length is not None and recipe.max_length > limit:
         problem = f"the model takes max_position_embeddings={limit}"
         raise ValueError(message("max_length", recipe.max_length, problem))
-    train = read_conversations(recipe, recipe.data, processor)
-    held_out = read_conversations(recipe, recipe.eval_data, processor) if recipe.eval_data else None
+    read = partial(read_conversations, processor=processor, max_length=recipe.max_length or limit, cache=recipe.cache)
+    train = read(recipe.data)
+    held_out = read(recipe.eval_data) if recipe.eval_data else None
     bad = BadSamples(recipe.output_dir / "bad_samples.jsonl", limit=recipe.bad_samples_limit)
 
     def draws(rows: Conversations, count: int) -> Draws:

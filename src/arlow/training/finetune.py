@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, model_validator
+from transformers import set_seed
 
 from .adapters import LoraRecipe, add_adapter, load_model, save_merged
 from .chat import ChatRecipe, Part, freeze, prepare_to_answer, train_on_chats
@@ -54,6 +55,7 @@ def train(recipe: Recipe) -> Path:
     if recipe.lora is None:
         freeze(model, recipe.freeze)
     else:
+        set_seed(recipe.seed)  # of the adapters
         model = add_adapter(model, recipe.lora, checkpointing=recipe.gradient_checkpointing)
     folder = train_on_chats(recipe, model=model, processor=processor, learning_rates=recipe.learning_rates)
     if recipe.lora is not None and not recipe.save_adapter_only:
