@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -323,6 +326,30 @@ def test_the_command_prints_what_the_function_gives(capsys):
     shown = capsys.readouterr().out
     assert f"{result['parameters']['total']:,}" in shown
     assert f"{result['training memory']['total'] / GIB:,.2f}" in shown
+
+
+def test_the_page_shows_what_the_command_prints(capsys):
+    """Every line of the table of docs/scale.md is what its command gives."""
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `arlow (estimate .+?)` \| (.+) \|$", page, re.MULTILINE)
+    assert len(lines) == 10
+    for words, cells in lines:
+        assert cli.main([*shlex.split(words), "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        memory, step = result["training memory"], result["training compute"]["step"]
+        states = memory["weights"] + memory["gradients"] + memory["optimizer"]
+        wanted = [f"{size / GIB:.1f}" for size in (states, memory["total"] - states, memory["total"])]
+        assert cells.split(" | ") == [*wanted, f"{step / 1e12:,.0f}"], words
+
+
+def test_the_page_divides_rightly(capsys):
+    """FLOPs per token, tokens per second and days that docs/scale.md names follow from the estimate."""
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    per_token = estimate(read_config("text"), sequence_length=4096)["training compute"]["per token"]
+    assert f"needs {per_token:.2e} FLOPs".replace("e+", "e") in page
+    rate = 1e15 * 0.4 / per_token
+    assert f"that is {round(rate, -2):,.0f} tokens a second" in page
+    assert round(1e12 / rate / 256 / 86400, 1) == 2.0
 
 
 def test_configs_from_files(tmp_path, capsys):

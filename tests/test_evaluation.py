@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +102,15 @@ def seeing(rows):
 def test_normalise(answer, wanted):
     """Answers that a person would call the same become the same."""
     assert normalise(answer) == wanted
+
+
+def test_normalisation_is_that_of_the_page():
+    """Every example of docs/evaluation.md is compared as the page says."""
+    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^\| [^`|]+ \| `(.+)` \| `(.+)` \|$", page, re.MULTILINE)
+    assert len(examples) == 9
+    for answer, wanted in examples:
+        assert normalise(answer) == wanted
 
 
 @settings(max_examples=200, deadline=None)
