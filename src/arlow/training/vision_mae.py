@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import TrainerCallback
 
@@ -39,12 +39,20 @@ PROCESSOR_FILE = "processor_config.json"
 FEWEST_BLOCKS = 4  # merge blocks of the smallest picture: three to hide, one to see
 
 
+def _to_source(value: Any) -> Any:
+    return {"folder": value} if isinstance(value, str) else value
+
+
+AnySource = Annotated[Source, BeforeValidator(_to_source)]
+
+
 class Recipe(CommonRecipe):
     """The fields of the stage `vision-mae`."""
 
     # Model
-    vision_config: dict[str, Any] | None = Field(None, description="a new encoder: fields of ArlowVisionConfig")
-    config: FilePath | None = Field(None, description="a new encoder: its config.json instead")
+    config: dict[str, Any] | FilePath | None = Field(
+        None, description="a new encoder: fields of ArlowVisionConfig, or the path of a config.json"
+    )
     model: FilePath | None = Field(
         None, description="go on with an encoder: the directory of one, or of a vision-language model that has one"
     )
@@ -54,15 +62,17 @@ class Recipe(CommonRecipe):
     mask_ratio: PositiveFloat = Field(0.75, lt=1, description="share of the merge blocks that are hidden")
 
     # Data
-    images: Source | None = Field(
-        None, description="pictures: {folder: DIR}, {dataset: NAME, split: train} or {shards: a-{000..099}.tar}"
+    images: AnySource | None = Field(
+        None, description="pictures: a folder, {dataset: NAME, split: train} or {shards: a-{000..099}.tar}"
     )
-    videos: Source | None = Field(None, description="clips, given in the same way")
+    videos: AnySource | None = Field(None, description="clips, given in the same way")
     video_probability: float = Field(
         0.25, ge=0, le=1, description="share of batches that are clips, if both are given"
     )
-    eval_images: Source | None = Field(None, description="pictures to evaluate on; default: some that are trained on")
-    eval_videos: Source | None = Field(None, description="clips to evaluate on; default: some that are trained on")
+    eval_images: AnySource | None = Field(
+        None, description="pictures to evaluate on; default: some that are trained on"
+    )
+    eval_videos: AnySource | None = Field(None, description="clips to evaluate on; default: some that are trained on")
     eval_samples: NonNegativeInt = Field(64, description="pictures, and clips, of an evaluation; 0: no evaluation")
     sheet_samples: PositiveInt = Field(8, description="how many of them the sheet of reconstructions shows")
     steps_per_epoch: PositiveInt | None = Field(
@@ -85,8 +95,8 @@ class Recipe(CommonRecipe):
 
     @model_validator(mode="after")
     def _check_sources(self) -> Recipe:
-        if sum(each is not None for each in (self.vision_config, self.config, self.model)) != 1:
-            raise ValueError("give one of vision_config, config and model")
+        if (self.config is None) == (self.model is None):
+            raise ValueError("give either config (a new encoder) or model")
         if self.images is None and self.videos is None:
             raise ValueError("give images, videos or both")
         for kind in ("images", "videos"):
@@ -151,13 +161,10 @@ def make_model(recipe: Recipe) -> MaskedAutoencoder:
     tower = None if recipe.model is None else load_tower(recipe.model)
     if tower is not None:
         vision = tower.config
-    elif recipe.config is not None:
-        if not recipe.config.is_file():
-            raise OSError(message("config", str(recipe.config), "no such file"))
-        fields = ArlowVisionConfig._dict_from_json_file(recipe.config)
-        vision = ArlowVisionConfig.from_dict(fields.get("vision_config", fields))
+    elif isinstance(recipe.config, dict):
+        vision = _checked("config", ArlowVisionConfig, **recipe.config)
     else:
-        vision = _checked("vision_config", ArlowVisionConfig, **(recipe.vision_config or {}))
+        vision = read_config(recipe.config)
     config = MaskedAutoencoderConfig(
         vision_config=vision,
         decoder_width=recipe.decoder_width,
@@ -169,6 +176,17 @@ def make_model(recipe: Recipe) -> MaskedAutoencoder:
     if tower is not None:
         model.tower.load_state_dict(tower.state_dict())
     return model
+
+
+def read_config(path: Path | None) -> ArlowVisionConfig:
+    """The vision config in a `config.json`, of an encoder or of a vision-language model."""
+    if path is None or not path.is_file():
+        raise OSError(message("config", str(path), "no such file"))
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return ArlowVisionConfig.from_dict(fields.get("vision_config", fields))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(cut(f"config={str(path)!r}: {error}")) from error
 
 
 def load_tower(folder: Path) -> ArlowVLVisionModel:
