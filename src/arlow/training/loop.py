@@ -44,6 +44,7 @@ FREE_TO_CHANGE = {
     "report_to",
     "workers",
     "bad_samples_limit",
+    "cache",
 }
 
 
