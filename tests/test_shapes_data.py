@@ -130,9 +130,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rows_are_conversations_whose_media_open(written: Path) -> None:
-    """Every row of data.jsonl alternates user and assistant, and its media load through Arlow's readers."""
+    """Every row alternates user and assistant, and its media load through Arlow's readers."""
     for split in ("train", "test"):
-        rows = rows_of(written / split / "data.jsonl")
+        captions = rows_of(written / split / "captions.jsonl")
+        assert [row["types"] for row in captions] == [["caption"]] * COUNTS["caption"]
+        rows = rows_of(written / split / "data.jsonl") + captions
         assert len(rows) == sum(COUNTS.values()) - COUNTS["texts"]
         assert len({row["id"] for row in rows}) == len(rows)
         assert len(rows_of(written / split / "texts.jsonl")) == COUNTS["texts"]

@@ -1,8 +1,9 @@
 """`arlow data shapes`: the data of arlow-tiny, made by chance from a seed; samples in memory or a folder of files.
 
-A folder holds `data.jsonl` (chat format), `images/`, `videos/`, and `texts.jsonl` if documents were asked for. Every
-sample depends on its task, split and index alone: any number of workers writes the same bytes. The index files come
-last and whole, so a folder with a `data.jsonl` is complete.
+A folder holds `images/`, `videos/`, `data.jsonl` (questions, in chat format), `captions.jsonl` (the task "caption",
+likewise) and `texts.jsonl` (the documents of the task "texts"). Every sample depends on its task, split and index
+alone: any number of workers writes the same bytes. `data.jsonl` comes last and whole, so a folder with one is
+complete.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def write_dataset(
     Args:
         folder: made if it is missing; must hold no dataset yet.
         split: "train" (conversations of several turns), "validation", "test" or "unseen" (one question a row).
-        counts: samples by task; "texts" counts documents, which go to `texts.jsonl`.
+        counts: samples by task; "caption" rows go to `captions.jsonl`, the documents of "texts" to `texts.jsonl`.
         seed: other seeds give other samples.
         workers: processes that draw and encode; 0 works in this one.
 
@@ -144,10 +145,13 @@ def _write_split(folder: Path, *, split: str, counts: dict[str, int], seed: int,
         seeds = range(start, start + counts["texts"])
         texts = spread(functools.partial(make_text, split), seeds)
         write_lines(folder / "texts.jsonl", ({"text": text} for text in texts))
-    jobs = [(task, number) for task, count in counts.items() if task != "texts" for number in range(count)]
     write_one = functools.partial(write_sample, folder=folder, split=split, seed=seed)
+    jobs = [(task, number) for task, count in counts.items() if task != "texts" for number in range(count)]
+    captions = [job for job in jobs if job[0] == "caption"]
+    if captions:
+        write_lines(folder / "captions.jsonl", spread(write_one, captions))
     index = folder / "data.jsonl"
-    write_lines(index, spread(write_one, jobs))
+    write_lines(index, spread(write_one, [job for job in jobs if job[0] != "caption"]))
     return index
 
 
