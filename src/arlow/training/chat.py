@@ -15,7 +15,7 @@ from ..data.conversations import Collator, Conversations, JsonLines, SimilarLeng
 from ..data.draws import Draws
 from ..errors import message
 from ..processing_arlow import ArlowProcessor
-from .loop import run, total_draws
+from .loop import ArlowTrainer, run, total_draws
 from .recipe import CommonRecipe, FilePath
 
 
@@ -119,7 +119,15 @@ def train_on_chats(
         collate=Collator(processor, packing=recipe.packing),
         processing=processor,
         learning_rates=rates,
+        trainer_class=_LossOnly,
     )
+
+
+class _LossOnly(ArlowTrainer):
+    """Evaluates without logits, as it trains: over a large vocabulary they would not fit into memory."""
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().prediction_step(model, {**inputs, "skip_logits": True}, *args, **kwargs)
 
 
 def freeze(model: PreTrainedModel, parts: Sequence[str]) -> None:
