@@ -530,6 +530,51 @@ def test_bad_input_exits_2_and_writes_nothing(checkpoint, tmp_path, monkeypatch,
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+@pytest.mark.parametrize("device", ["quantum", "cuda:99"])
+def test_a_device_that_is_not_there(checkpoint, data, capsys, device):
+    """A device that cannot be used is one line and exit code 2."""
+    assert cli.main(["eval", "vqa", str(checkpoint), "--data", str(data), "--device", device]) == 2
+    assert f"device='{device}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["eval", "vqa"], ["chat"]])
+def test_a_text_model_cannot_see(tmp_path, capsys, words, data):
+    """A text model asked about pictures is an error of one short line."""
+    tokenizer = tiny_tokenizer()
+    for part in (tiny_causal_lm(vocab_size=len(tokenizer)), tokenizer):
+        part.save_pretrained(tmp_path)
+    assert cli.main([*words, str(tmp_path), *(["--data", str(data)] if words[0] == "eval" else [])]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("arlow: ")]
+    assert len(error) == 1 and len(error[0]) < 320
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "vision-language"])
+def test_lm_eval_finds_the_same_bits_per_byte(checkpoint, tmp_path, kind):
+    """lm-evaluation-harness loads a checkpoint as it is, and its rolling likelihood is ours."""
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    texts = write_lines(tmp_path / "texts.jsonl", [{"text": "The quick brown fox."}, {"text": "A lazy dog, again."}])
+    model = checkpoint
+    if kind == "text":
+        model, tokenizer = tmp_path / "model", tiny_tokenizer()
+        for part in (tiny_causal_lm(vocab_size=len(tokenizer)), tokenizer):
+            part.save_pretrained(model)
+    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (task,) = re.findall(r"^```yaml\n(# tasks/local.yaml\n.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "local.yaml").write_text(task)
+    (command,) = re.findall(r"^lm_eval (.* --tasks my_texts .*)$", page, re.MULTILINE)
+    words = command.replace("./model", str(model)).split()
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *words, "--device", "cpu", "--output_path", str(tmp_path / "out.json")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (found,) = re.findall(r"bits_per_byte\s*\|[^|]*\|\s*([\d.]+)", done.stdout)
+    ours = evaluate_perplexity(model, data=texts)["models"][0]["scores"]["bits_per_byte"]
+    assert float(found) == pytest.approx(ours, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -57,9 +57,10 @@ def check(options: argparse.Namespace) -> Callable[[], int]:
         from .bundled import bundled_checkpoint
 
         options.model = str(bundled_checkpoint())
-    from .evaluation.answers import check_checkpoint_name
+    from .evaluation.answers import check_checkpoint_name, check_device
 
     check_checkpoint_name(options.model)
+    check_device(options.device)
     media = [load_part("image", path) for path in options.image] + [load_part("video", path) for path in options.video]
     return lambda: run(options, media)
 

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ._version import __version__
-from .errors import message
+from .errors import cut, message
 
 
 VERBS = {  # verb: (module, line in --help)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = _checked(options.check, options)
         return 2 if work is None else work()
     except (ImportError, OSError, TypeError, ValueError) as error:
-        print(f"arlow: {error}", file=sys.stderr)
+        print(f"arlow: {cut(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -54,7 +54,7 @@ def _checked(check: Callable, options: argparse.Namespace) -> Callable[[], int] 
     try:
         return check(options)
     except (OSError, TypeError, ValueError) as error:
-        print(f"arlow: {error}", file=sys.stderr)
+        print(f"arlow: {cut(str(error))}", file=sys.stderr)
         return None
 
 

@@ -7,14 +7,17 @@ asked, its answer is the error.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from ..errors import message
-from .rows import Row, Skipped
+from ..errors import cut, message
+from .report import Progress, Run, check_any
+from .rows import Row, Skipped, read_rows
+from .scores import shuffled
 
 
 Answerer = Callable[[Sequence[Row]], Sequence[str | Exception]]
@@ -86,6 +89,70 @@ def check_checkpoint_name(path: str | Path) -> None:
             raise OSError(message("model", str(path), "holds no config.json"))
     elif folder.is_absolute() or str(path).startswith((".", "~")) or len(folder.parts) > 2 or folder.exists():
         raise OSError(message("model", str(path), "no such directory"))
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that is not there. Raises `ValueError`."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # what torch raises, by device
+        raise ValueError(cut(message("device", device, f"cannot be used ({error})"))) from error
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model said: to every row that could be asked, and to the same rows under each control."""
+
+    rows: list[Row]
+    answers: list[str]
+    controls: dict[str, dict[int, str]]  # by name: answers by the index of their row
+
+
+def evaluate_models(
+    task: str,
+    score: Callable[[Answered], dict[str, Any]],
+    summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    models: str | Path | Sequence[str | Path],
+    *,
+    data: str | Path,
+    answerer: Callable[[str], Answerer] | None,
+    max_bad: int,
+    device: str | None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What the tasks that ask models share: read rows once, ask every model, score, summarise."""
+    names = [str(name) for name in ([models] if isinstance(models, (str, Path)) else models)]
+    run = Run(task, str(data), settings)
+    bad = Skipped(max_bad)
+    rows = read_rows(data, split=settings["split"], limit=settings["limit"], skipped=bad)
+    loading = {"max_new_tokens": settings["max_new_tokens"], "device": device, "dtype": settings["dtype"]}
+    asking = {key: settings[key] for key in ("batch_size", "controls", "seed")}
+    results = []
+    for name in names:
+        model = ModelAnswerer.from_pretrained(name, **loading) if answerer is None else answerer(name)
+        skipped = Skipped(max_bad, list(bad.rows))
+        answered = ask_all(rows, model, skipped, **asking)
+        results.append({"model": name, "rows": len(answered.rows), "skipped": skipped.rows, **score(answered)})
+    return run.finish(results, summary=summarise(results))
+
+
+def ask_all(
+    rows: Sequence[Row], answerer: Answerer, skipped: Skipped, *, batch_size: int, controls: bool, seed: int
+) -> Answered:
+    """Ask every row; with `controls` also without its media (`without`) and with another row's (`shuffled`)."""
+    with Progress("answers", len(rows)) as progress:
+        given = ask(rows, answerer, batch_size=batch_size, skipped=skipped, progress=progress)
+    kept = [(row, answer) for row, answer in zip(rows, given, strict=True) if answer is not None]
+    check_any(kept, "rows")
+    rows, found = [row for row, _ in kept], {}
+    if controls:
+        blind = [row.with_media(None) if row.media else None for row in rows]
+        for name, asked in (("without", blind), ("shuffled", shuffled(rows, seed=seed))):
+            questions = {index: row for index, row in enumerate(asked) if row is not None}
+            with Progress(name, len(questions)) as progress:
+                other = ask(list(questions.values()), answerer, batch_size=batch_size, progress=progress)
+            found[name] = {index: answer or "" for index, answer in zip(questions, other, strict=True)}
+    return Answered(rows, [answer for _, answer in kept], found)
 
 
 def ask(

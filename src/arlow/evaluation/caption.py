@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import message
-from .answers import Answerer, ModelAnswerer, ask
-from .report import Progress, describe_run, one_of
-from .rows import EXTRA, Row, Skipped, read_rows
-from .scores import shuffled
+from .answers import Answered, Answerer, evaluate_models
+from .rows import EXTRA
 
 
 METRICS = ("bleu", "chrf", "cider")
@@ -47,56 +45,27 @@ def evaluate_captions(
         ImportError: sacrebleu or pycocoevalcap is missing.
         OSError, ValueError: as `evaluate_vqa`.
     """
-    names = [str(name) for name in ([models] if isinstance(models, (str, Path)) else models)]
+    options = {name: value for name, value in locals().items() if name != "models"}
     load_metrics()
-    skipped = Skipped(max_bad)
-    rows = read_rows(data, split=split, limit=limit, skipped=skipped)
-    settings = {"split": split, "limit": limit, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    run = describe_run("caption", data, {**settings, "controls": controls, "seed": seed, "dtype": dtype})
-    results = []
-    for name in names:
-        ask_model = (
-            answerer(name)
-            if answerer is not None
-            else ModelAnswerer.from_pretrained(name, max_new_tokens=max_new_tokens, device=device, dtype=dtype)
-        )
-        own = Skipped(max_bad, list(skipped.rows))
-        scored = score(rows, ask_model, own, batch_size=batch_size, controls=controls, seed=seed)
-        results.append({"model": name, **scored})
-    return run.finish(results, summary=summarise(results))
+    return evaluate_models("caption", score, summarise, models, **options)
 
 
-def score(
-    rows: Sequence[Row],
-    answerer: Answerer,
-    skipped: Skipped,
-    *,
-    batch_size: int = 8,
-    controls: bool = True,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """One model's scores, its captions, and the rows that were skipped."""
-    with Progress("caption", len(rows)) as progress:
-        given = ask(rows, answerer, batch_size=batch_size, skipped=skipped, progress=progress)
-    kept = [(row, caption) for row, caption in zip(rows, given, strict=True) if caption is not None]
-    one_of(kept, "rows")
-    captions = [caption for _, caption in kept]
-    rows = [row for row, _ in kept]
-    scores = {"model": caption_scores(captions, [row.answers for row in rows])}
-    often = Counter(row.answers[0] for row in rows).most_common(1)[0][0]
-    scores["majority"] = caption_scores([often] * len(rows), [row.answers for row in rows])
-    if controls:
-        blind = [row.with_media(None) if row.media else None for row in rows]
-        for name, asked in (("without", blind), ("shuffled", shuffled(rows, seed=seed))):
-            questions = [row for row in asked if row is not None]
-            if questions:
-                with Progress(name, len(questions)) as progress:
-                    other = ask(questions, answerer, batch_size=batch_size, progress=progress)
-                scores[name] = caption_scores([text or "" for text in other], [row.answers for row in questions])
+def score(answered: Answered) -> dict[str, Any]:
+    """Scores of the model and of each control, and every caption."""
+    wanted = [row.answers for row in answered.rows]
+    often = Counter(references[0] for references in wanted).most_common(1)[0][0]
+    scores = {
+        "model": caption_scores(answered.answers, wanted),
+        "majority": caption_scores([often] * len(wanted), wanted),
+    }
+    for name, other in answered.controls.items():
+        if other:
+            scores[name] = caption_scores(list(other.values()), [wanted[index] for index in other])
     answers = [
-        {"id": row.id, "answer": text, "expected": row.answers} for row, text in zip(rows, captions, strict=True)
+        {"id": row.id, "answer": answer, "expected": row.answers}
+        for row, answer in zip(answered.rows, answered.answers, strict=True)
     ]
-    return {"rows": len(rows), "skipped": skipped.rows, "scores": scores, "answers": answers}
+    return {"scores": scores, "answers": answers}
 
 
 def load_metrics() -> tuple[Any, Any]:

@@ -77,13 +77,14 @@ def check(options: argparse.Namespace) -> Callable[[], int]:
     Raises:
         OSError: a missing model or file, or an output that cannot be written.
     """
-    from .answers import check_checkpoint_name
+    from .answers import check_checkpoint_name, check_device
     from .rows import is_file
 
     check_output(options.out)
     for name in options.models:
         check_checkpoint_name(name)
     is_file(options.data)
+    check_device(options.device)
     if options.out is not None and Path(options.data).resolve() == options.out.resolve():
         raise ValueError(message("out", str(options.out), "is the data file"))
     return lambda: run(options)

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import message
 from .answers import default_device
-from .report import Progress, describe_run, one_of
+from .report import Progress, Run, check_any
 from .rows import Skipped, is_file, read_records
 
 
@@ -80,10 +80,10 @@ def evaluate_perplexity(
     """
     names = [str(name) for name in ([models] if isinstance(models, (str, Path)) else models)]
     settings = {"field": field, "split": split, "limit": limit, "window": window, "stride": stride, "dtype": dtype}
-    run = describe_run("perplexity", data, settings)
+    run = Run("perplexity", str(data), settings)
     skipped = Skipped(max_bad)
     texts = list(itertools.islice(read_texts(data, field=field, split=split, skipped=skipped), limit))
-    one_of(texts, "data")
+    check_any(texts, "data")
     results = []
     for name in names:
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -44,10 +44,6 @@ class Run:
         }
 
 
-def describe_run(task: str, data: str | Path, settings: dict[str, Any]) -> Run:
-    return Run(task, str(data), settings)
-
-
 def versions() -> dict[str, str]:
     """Of this package, Python, and the libraries a score depends on, as far as they are installed."""
     found = {"arlow": __version__, "python": platform.python_version()}
@@ -59,7 +55,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def one_of(rows: Sequence[Any], name: str) -> None:
+def check_any(rows: Sequence[Any], name: str) -> None:
     """Raise `ValueError` when nothing is left to score."""
     if not rows:
         raise ValueError(message(name, 0, "none is left to score; every one was skipped"))

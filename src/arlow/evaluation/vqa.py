@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .answers import Answerer, ModelAnswerer, ask
-from .report import Progress, describe_run, one_of
-from .rows import Row, Skipped, read_rows
-from .scores import accuracy, is_right, majority, normalise, shuffled
+from .answers import Answered, Answerer, evaluate_models
+from .scores import accuracy, is_right, majority
 
 
 ALL = "all"  # the line over all rows
@@ -55,76 +53,34 @@ def evaluate_vqa(
         OSError: a model or data that cannot be loaded.
         ValueError: no rows, or more than `max_bad` bad ones.
     """
-    names = [str(name) for name in ([models] if isinstance(models, (str, Path)) else models)]
-    skipped = Skipped(max_bad)
-    rows = read_rows(data, split=split, limit=limit, skipped=skipped)
-    settings = {"split": split, "limit": limit, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    run = describe_run("vqa", data, {**settings, "controls": controls, "seed": seed, "dtype": dtype})
-    results = []
-    for name in names:
-        ask_model = (
-            answerer(name)
-            if answerer is not None
-            else ModelAnswerer.from_pretrained(name, max_new_tokens=max_new_tokens, device=device, dtype=dtype)
-        )
-        own = Skipped(max_bad, list(skipped.rows))
-        results.append(
-            {"model": name, **score(rows, ask_model, own, batch_size=batch_size, controls=controls, seed=seed)}
-        )
-    return run.finish(results, summary=summarise(results))
+    options = {name: value for name, value in locals().items() if name != "models"}
+    return evaluate_models("vqa", score, summarise, models, **options)
 
 
-def score(
-    rows: Sequence[Row],
-    answerer: Answerer,
-    skipped: Skipped,
-    *,
-    batch_size: int = 8,
-    controls: bool = True,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """One model's scores by type, its answers, and the rows that were skipped."""
-    with Progress("vqa", len(rows)) as progress:
-        given = ask(rows, answerer, batch_size=batch_size, skipped=skipped, progress=progress)
-    kept = [(row, answer) for row, answer in zip(rows, given, strict=True) if answer is not None]
-    one_of(kept, "rows")
-    rows = [row for row, _ in kept]
-    right = [is_right(answer, row.answers) for row, answer in kept]
+def score(answered: Answered) -> dict[str, Any]:
+    """Scores by type, and every answer with its mark."""
+    rows = answered.rows
+    right = [is_right(answer, row.answers) for row, answer in zip(rows, answered.answers, strict=True)]
+    others = {
+        name: {index: is_right(answer, rows[index].answers) for index, answer in answers.items()}
+        for name, answers in answered.controls.items()
+    }
     often = majority(rows)
-    constant = [normalise(row.answers[0]) == often[row.types[0]] for row in rows]
-    other: dict[str, dict[int, bool]] = {}
-    if controls:
-        blind = [row.with_media(None) if row.media else None for row in rows]
-        for name, asked in (("without", blind), ("shuffled", shuffled(rows, seed=seed))):
-            other[name] = _marks(name, rows, asked, answerer, batch_size)
     scores = {}
     for kind in [ALL, *sorted({kind for row in rows for kind in row.types} - {ALL})]:
         here = [index for index, row in enumerate(rows) if kind in (ALL, *row.types)]
-        line: dict[str, Any] = accuracy([right[index] for index in here])
-        if kind == ALL:
-            line["majority"] = {"answer": None, **accuracy(constant)}
-        else:
-            marks = [is_right(often[kind], rows[index].answers) for index in here]
-            line["majority"] = {"answer": often[kind], **accuracy(marks)}
-        for name, marks_by_row in other.items():
-            line[name] = accuracy([marks_by_row[index] for index in here if index in marks_by_row])
-        scores[kind] = line
+        constant = [often[rows[index].types[0] if kind == ALL else kind] for index in here]
+        marks = [is_right(answer, rows[index].answers) for answer, index in zip(constant, here, strict=True)]
+        scores[kind] = {
+            **accuracy([right[index] for index in here]),
+            "majority": {"answer": None if kind == ALL else often[kind], **accuracy(marks)},
+            **{name: accuracy([found[i] for i in here if i in found]) for name, found in others.items()},
+        }
     answers = [
         {"id": row.id, "types": row.types, "answer": answer, "expected": row.answers, "right": mark}
-        for (row, answer), mark in zip(kept, right, strict=True)
+        for row, answer, mark in zip(rows, answered.answers, right, strict=True)
     ]
-    return {"rows": len(rows), "skipped": skipped.rows, "scores": scores, "answers": answers}
-
-
-def _marks(
-    name: str, rows: Sequence[Row], asked: Sequence[Row | None], answerer: Answerer, batch_size: int
-) -> dict[int, bool]:
-    """Which rows the model gets right when asked otherwise, by index; rows that have no other form are left out."""
-    places = [index for index, row in enumerate(asked) if row is not None]
-    questions = [row for row in asked if row is not None]
-    with Progress(name, len(questions)) as progress:
-        answers = ask(questions, answerer, batch_size=batch_size, progress=progress)
-    return {index: is_right(answer or "", rows[index].answers) for index, answer in zip(places, answers, strict=True)}
+    return {"scores": scores, "answers": answers}
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
