@@ -38,7 +38,7 @@ def test_features_are_the_mean_of_patch_states() -> None:
 
 
 def test_probe_tells_bright_from_dark_and_nothing_from_chance() -> None:
-    """Separable classes are separated; labels that have nothing to do with the pictures are guessed at about chance."""
+    """Separable classes are separated; labels unrelated to the pictures are guessed at about chance."""
     tower = tiny_vision()
     images, labels = bright_and_dark()
     probe = linear_probe(tower, PROCESSOR, images, labels)

@@ -159,12 +159,8 @@ def test_batches(media: Path, tmp_path: Path) -> None:
 
 def test_it_learns(media: Path, tmp_path: Path) -> None:
     """A tiny encoder gets clearly below the loss of painting every patch with its mean."""
-    output = train(
-        "vision-mae",
-        **fields(
-            media, tmp_path, max_steps=150, save_steps=150, batch_size=8, log_steps=10, flip=False, eval_samples=24
-        ),
-    )
+    over = {"max_steps": 60, "save_steps": 60, "batch_size": 8, "log_steps": 5, "flip": False, "eval_samples": 24}
+    output = train("vision-mae", **fields(media, tmp_path, **over))
     losses = history(output, "loss")
     batches = first_batches(read_recipe(Recipe, output / "recipe.yaml"))
     model = MaskedAutoencoder.from_pretrained(output)
@@ -243,11 +239,7 @@ def test_processor_of_a_model_is_kept(trained: Path, media: Path, tmp_path: Path
     recipe = fields(media, tmp_path / "out", config=None, model=str(tmp_path / "vision_encoder"))
     vision = ArlowVisionConfig(**TOWER)
     kept = make_processing(read_recipe(Recipe, **recipe), vision)
-    assert kept.image.image_mean == kept.video.image_mean == [0.1, 0.2, 0.3] or kept.image.image_mean == (
-        0.1,
-        0.2,
-        0.3,
-    )
+    assert list(kept.image.image_mean) == list(kept.video.image_mean) == [0.1, 0.2, 0.3]
     told = make_processing(read_recipe(Recipe, **recipe, processor={"image_mean": 0.5}), vision)
     assert told.image.image_mean == 0.5
 
@@ -313,7 +305,7 @@ def test_a_stream_has_no_epochs(media: Path, tmp_path: Path) -> None:
         for path in sorted((media / "pictures").iterdir()):
             tar.add(path, arcname=path.name)
     shards = {"images": {"shards": str(tmp_path / "a.tar"), "shuffle_buffer": 8}, "max_steps": None, "epochs": 2}
-    with pytest.raises(ValueError, match="epochs=2.*stream.*steps_per_epoch"):
+    with pytest.raises(ValueError, match=r"epochs=2.*stream.*steps_per_epoch"):
         train("vision-mae", **fields(media, tmp_path / "out", **shards))
     assert not (tmp_path / "out").exists()
     output = train("vision-mae", **fields(media, tmp_path / "out", **shards, steps_per_epoch=2))
