@@ -62,7 +62,7 @@ WRONG = {
     "data=bad.jsonl": "data='bad.jsonl': holds no text",
     "data={files: texts.jsonl, field: words}": "bad_samples_limit=100: 101 samples cannot be read",
     "data={fiels: texts.jsonl}": "data.0.fiels='texts.jsonl': unknown field; did you mean 'files'?",
-    "data=[]": "data=[]: List should have at least 1 item",
+    "data=[]": "data=[]: Value should have at least 1 item",
     "data={dataset: texts.jsonl/no}": "dataset='texts.jsonl/no': cannot be opened",
     "eval_data=empty.jsonl": "give either eval_data or eval_share",
     "eval_share=1e-9": "eval_share=1e-09: so small a share",
@@ -71,7 +71,7 @@ WRONG = {
     "max_steps=null": "give either max_steps or epochs",
     "max_steps=0": "max_steps=0: Input should be greater than 0",
     "precision=fp16": "precision='fp16': needs a GPU; use bf16 or fp32",
-    "optimizer=adamm": "recipe: 'adamm' is not a valid OptimizerNames",
+    "optimizer=adamm": "recipe: adamm is not a valid OptimizerNames",
     "schedule_options={num_cycle: 1}": "schedule_options={'num_cycle': 1}: cosine does not take these",
     "schedule=warmup_stable_decay": "schedule_options={}: warmup_stable_decay does not take these",
     "trainer={lerning_rate: 1}": "trainer got an unexpected keyword argument 'lerning_rate'",
@@ -144,7 +144,7 @@ def test_tokenizer_of_another_model(
 
 def test_too_many_bad_samples_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """More unreadable records than allowed, met on the way: exit code 1, all named in the file."""
-    fields = text_fields(tmp_path, eval_share=0.0, shuffle_buffer=0, bad_samples_limit=2, max_steps=100)
+    fields = text_fields(tmp_path, eval_share=0.0, shuffle_buffer=0, bad_samples_limit=2, max_steps=300)
     with open(fields["data"], "a") as file:
         file.write("{\n" * 5)
     config = write_yaml(

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..configuration_arlow import ArlowTextConfig
-from ..data.bad_samples import BadSamples
+from ..data.bad_samples import BadSamples, TooManyBadSamples
 from ..data.text_stream import Reader, Source, TextStream, collate, is_held_out, pack, read_once, tokenize
 from ..errors import message
 from ..modeling_arlow import ArlowForCausalLM
@@ -149,14 +149,19 @@ def train(recipe: Recipe) -> Path:
 def _check_data(recipe: Recipe) -> None:
     """Every source can be opened and has a text; the evaluation is not empty."""
     unheard = BadSamples(None, limit=recipe.bad_samples_limit)
-    for name, sources in (("data", recipe.data), ("eval_data", recipe.eval_data or [])):
-        for source in sources:
-            if next(read_once([source], unheard), None) is None:
-                raise ValueError(message(name, source.name, "holds no text"))
-    if recipe.eval_share:
-        texts = read_once(recipe.data, unheard)
-        if not any(is_held_out(text, recipe.eval_share) for text in texts):
-            raise ValueError(message("eval_share", recipe.eval_share, "so small a share of the data holds no text"))
+    try:
+        for name, sources in (("data", recipe.data), ("eval_data", recipe.eval_data or [])):
+            for source in sources:
+                if next(read_once([source], unheard), None) is None:
+                    raise ValueError(message(name, source.name, "holds no text"))
+        if recipe.eval_share:
+            texts = read_once(recipe.data, unheard)
+            if not any(is_held_out(text, recipe.eval_share) for text in texts):
+                raise ValueError(
+                    message("eval_share", recipe.eval_share, "so small a share of the data holds no text")
+                )
+    except TooManyBadSamples as error:  # the run has not begun: these are not the data that were meant
+        raise ValueError(str(error)) from error
 
 
 def read_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -275,7 +280,8 @@ class TextTrainer(ArlowTrainer):
             multiprocessing_context="fork" if workers else None,
         )
         # As of one process: what is not shared out already, Accelerate would share out.
-        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        options = {"num_processes": 1, "process_index": 0, "dispatch_batches": False}
+        return prepare_data_loader(loader, self.args.device, put_on_device=True, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "eval_loss" in logs:
