@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from chat_samples import assistant, conversations, quiet, save_model, user, write_rows
+from chat_samples import assistant, chat_processor, conversations, quiet, save_model, user, write_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from arlow.data.bad_samples import TooManyBadSamples
-from arlow.training import train
+from arlow.data.conversations import Conversations, JsonLines
+from arlow.training import load_stage, train
+from arlow.training.recipe import read_recipe
+
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +188,26 @@ def test_other_models_are_refused(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tokenizer"):
         finetune(home, tmp_path / "out", model=tmp_path / "small")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["align", "finetune", "finetune-lora"])
+def test_shipped_recipes(name: str) -> None:
+    """The recipes that are shipped have known fields and possible values, and say something about each."""
+    path = ROOT / "recipes" / f"{name}.yaml"
+    stage = load_stage(name.split("-")[0])
+    read_recipe(stage.Recipe, path)
+    assert all(field.description for field in stage.Recipe.model_fields.values())
+
+
+def test_page_of_training_on_conversations(home: Path) -> None:
+    """The row that the page shows is one that can be used, and its defaults of `lora` are those of the code."""
+    from arlow.training.adapters import LoraRecipe
+
+    page = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    row = row.replace("images/1.jpg", str(home / "data" / "red.png")).replace("\n", "")
+    path = write_rows(home / "page" / "rows.jsonl", [row])
+    rows = Conversations(chat_processor(), [(JsonLines(path), 1.0)])
+    assert rows.load(0).learned.sum() > 4
+    for name, value in re.findall(r"^\| `lora\.(r|alpha|dropout)` \| `(.+?)` ", page, re.MULTILINE):
+        assert str(LoraRecipe.model_fields[name].default) in (value, f"{value}.0")
