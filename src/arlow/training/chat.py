@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 from transformers import PreTrainedModel
 
@@ -111,7 +112,7 @@ def train_on_chats(
     if not recipe.packing:
         data = SimilarLengths(data, lambda item: int(train.sizes[item]), batch_size=recipe.batch_size)
     rates = {name: rate for part, rate in (learning_rates or {}).items() for name in GROUPS[part]}
-    return run(
+    folder = run(
         recipe,
         model=model,
         train_data=data,
@@ -121,6 +122,8 @@ def train_on_chats(
         learning_rates=rates,
         trainer_class=_LossOnly,
     )
+    PartialState().wait_for_everyone()  # one process writes what all may read now
+    return folder
 
 
 class _LossOnly(ArlowTrainer):
