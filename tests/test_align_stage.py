@@ -115,6 +115,16 @@ def test_other_widths_and_taps(home: Path, tmp_path: Path, caplog: pytest.LogCap
     assert model.config.deepstack_decoder_layers == [1, 0] and len(model.model.visual.deepstack_mergers) == 2
 
 
+def test_batches_of_text_alone(home: Path, tmp_path: Path) -> None:
+    """A batch without media, from which mergers learn nothing, does not stop alignment."""
+    rows = conversations(tmp_path / "data")
+    data = write_rows(tmp_path / "data" / "mixed.jsonl", [rows[0], rows[-1], rows[-1]])
+    out = align(home, tmp_path / "out", data=str(data), batch_size=1, log_steps=1)
+    state = json.loads((out / "checkpoint-3" / "trainer_state.json").read_text())
+    norms = [entry["grad_norm"] for entry in state["log_history"] if "grad_norm" in entry]
+    assert norms.count(0) == 2 and max(norms) > 0
+
+
 def kill(run: Path, keep: str) -> None:
     """Leave of a finished run what a kill right after the checkpoint `keep` leaves."""
     for left in run.iterdir():

@@ -120,16 +120,24 @@ def train_on_chats(
         collate=Collator(processor, packing=recipe.packing),
         processing=processor,
         learning_rates=rates,
-        trainer_class=_LossOnly,
+        trainer_class=_ChatTrainer,
     )
     PartialState().wait_for_everyone()  # one process writes what all may read now
     return folder
 
 
-class _LossOnly(ArlowTrainer):
-    """Evaluates without logits, as it trains: over a large vocabulary they would not fit into memory."""
+class _ChatTrainer(ArlowTrainer):
+    """Batches that no trained weight has a part in, and evaluation over large vocabularies, are no trouble."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        if model.training and not loss.requires_grad:  # text alone, while only mergers learn
+            loss.requires_grad_()
+        return result
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # In training the logits never exist all at once, and here they must not either.
         return super().prediction_step(model, {**inputs, "skip_logits": True}, *args, **kwargs)
 
 
