@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..data.bad_samples import TooManyBadSamples
 from ..errors import cut, message, refuse_unknown, shorten
+from .muon import make_muon
 from .recipe import CommonRecipe, write_recipe
 
 
@@ -196,6 +197,7 @@ def run(
         callbacks=callbacks,
     )
     trainer.count_tokens = count_tokens or _unpadded_tokens
+    trainer.muon = recipe.optimizer == "muon"
     trainer.learning_rates = learning_rates or {}
     trainer.add_callback(_TakeOver)
     if not sys.stderr.isatty():
@@ -253,7 +255,7 @@ def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArgum
         "adam_beta1": recipe.betas[0],
         "adam_beta2": recipe.betas[1],
         "max_grad_norm": recipe.max_grad_norm,
-        "optim": recipe.optimizer,
+        "optim": "adamw_torch" if recipe.optimizer == "muon" else recipe.optimizer,
         "seed": recipe.seed,
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
@@ -308,11 +310,22 @@ class ArlowTrainer(Trainer):
 
     count_tokens: Callable[[dict[str, Any]], torch.Tensor | int] = staticmethod(_unpadded_tokens)
     learning_rates: dict[str, float] = {}
+    muon = False
     _tokens: Any = 0
     _since: tuple[float, int] | None = None  # when and at which step the present stretch began
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
+        if fresh and self.muon:
+            chosen = self.model if model is None else model
+            self.optimizer = make_muon(
+                chosen,
+                learning_rate=self._learning_rate,
+                weight_decay=self.args.weight_decay,
+                decayed=set(self.get_decay_parameter_names(chosen)),
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+            )
+            return self.optimizer
         optimizer = super().create_optimizer(model)
         if fresh and self.learning_rates:
             named = (self.model if model is None else model).named_parameters()

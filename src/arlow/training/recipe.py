@@ -70,7 +70,10 @@ class CommonRecipe(BaseModel):
         [0.9, 0.95], min_length=2, max_length=2, description="AdamW's averaging of gradient and squared gradient"
     )
     max_grad_norm: NonNegativeFloat = Field(1.0, description="gradients are clipped to this norm; 0: not at all")
-    optimizer: str = Field("adamw_torch_fused", description="a name of Transformers' OptimizerNames")
+    optimizer: str = Field(
+        "adamw_torch_fused",
+        description="a name of Transformers' OptimizerNames; or muon: Muon for hidden matrices, AdamW for the rest",
+    )
     seed: NonNegativeInt = Field(0, description="of weights, data order, masks and dropout")
 
     # Arithmetic
@@ -114,6 +117,8 @@ class CommonRecipe(BaseModel):
     def _check_many_devices(self) -> CommonRecipe:
         if self.deepspeed is not None and self.fsdp is not None:
             raise ValueError("give either deepspeed or fsdp")
+        if self.optimizer == "muon" and (self.deepspeed is not None or self.fsdp is not None):
+            raise ValueError("optimizer='muon': needs whole matrices, which fsdp and deepspeed split; use adamw_torch")
         if self.deepspeed is not None and not self.deepspeed.is_file():
             raise ValueError(message("deepspeed", str(self.deepspeed), "no such file"))
         return self

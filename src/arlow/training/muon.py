@@ -1,0 +1,83 @@
+"""Muon for the weight matrices of hidden layers, AdamW for all other weights, as one optimiser.
+
+Muon turns the averaged gradient of a matrix into the nearest orthogonal one before the step; small transformers then
+need fewer steps. Its rates are scaled so that a step is as large as AdamW's, and one learning rate serves both.
+
+Sources: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the scale, arXiv 2502.16982.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """One optimiser of two: `param_groups` are those of both, in that order.
+
+    Args:
+        matrices: groups (`params`, `lr`, `weight_decay`) of 2-D weights, for Muon.
+        others: groups of everything else, for AdamW with `betas`.
+    """
+
+    def __init__(
+        self, matrices: list[dict[str, Any]], others: list[dict[str, Any]], *, betas: tuple[float, float]
+    ) -> None:
+        chosen: list[torch.optim.Optimizer] = []
+        if matrices:
+            chosen.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"))
+        if others:
+            chosen.append(torch.optim.AdamW(others, betas=betas))
+        super().__init__([group for part in chosen for group in part.param_groups], {})
+        self.parts = chosen
+        self._share()
+
+    def _share(self) -> None:
+        """Schedulers and scalers see the very groups that the parts step with."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None if closure is None else closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share()
+
+
+def make_muon(
+    model: nn.Module,
+    *,
+    learning_rate: Callable[[str], float],
+    weight_decay: float,
+    decayed: set[str],
+    betas: tuple[float, float],
+) -> MuonAdamW:
+    """The optimiser of a model's trainable weights.
+
+    Args:
+        learning_rate: of a weight, by its name.
+        decayed: names of the weights that decay.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
+    groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+
+    def kind(item: tuple[str, nn.Parameter]) -> tuple[bool, float, float]:
+        name, weight = item
+        return id(weight) in linear, learning_rate(name), weight_decay if name in decayed else 0.0
+
+    trained = sorted(((n, p) for n, p in model.named_parameters() if p.requires_grad), key=kind)
+    for (hidden, rate, decay), items in groupby(trained, key=kind):
+        groups[hidden].append({"params": [weight for _, weight in items], "lr": rate, "weight_decay": decay})
+    return MuonAdamW(groups[True], groups[False], betas=betas)
