@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import get_int_from_env
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -66,7 +67,8 @@ def total_draws(recipe: CommonRecipe, items: int) -> int:
 
 
 def _world_size() -> int:
-    return PartialState().num_processes
+    """How many processes the launcher started. Accelerate's own count is 1 on CPUs until the Trainer exists."""
+    return get_int_from_env(["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"], 1)
 
 
 # Before training
@@ -261,7 +263,8 @@ def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArgum
         "fp16": recipe.precision == "fp16",
         "activation_checkpointing": recipe.gradient_checkpointing,
         "torch_compile": recipe.compile,
-        "use_cpu": recipe.device == "cpu",
+        # Without the word, several processes on CPUs would not find each other.
+        "use_cpu": recipe.device == "cpu" or not torch.accelerator.is_available(),
         "dataloader_num_workers": recipe.workers,
         "dataloader_persistent_workers": recipe.workers > 0,
         "dataloader_pin_memory": torch.cuda.is_available() and recipe.device == "auto",
