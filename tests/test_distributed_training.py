@@ -20,7 +20,7 @@ from arlow import ArlowForConditionalGeneration
 from arlow.fusion import is_spread
 
 
-SECONDS = 240  # after which a hanging process is ended
+SECONDS = 300  # after which a hanging process is ended
 STATES = 12  # width of encoder states
 
 # What each process is given: (rows, encoder states?). The model has every part that only media or encoder states use.
@@ -151,18 +151,19 @@ def two_processes(way: str, cases: list[str], folder: Path) -> list[dict[str, to
         "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
+    logs = [folder / f"{rank}.log" for rank in (0, 1)]  # files: a full pipe would stop a process that says much
     running = [
         subprocess.Popen(
             [sys.executable, __file__, json.dumps([way, cases, str(folder)])],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
         )
-        for rank in (0, 1)
-    ]  # fmt: skip
+        for rank, log in enumerate(logs)
+    ]
     try:
-        for one in running:
-            said, _ = one.communicate(timeout=SECONDS)
-            assert one.returncode == 0, said[-3000:]
+        for one, log in zip(running, logs, strict=True):
+            assert one.wait(timeout=SECONDS) == 0, log.read_text()[-3000:]
     finally:
         for one in running:
             one.kill()
