@@ -244,9 +244,14 @@ def make_processing(recipe: Recipe, vision: ArlowVisionConfig) -> VisionProcessi
     if recipe.min_pixels < least:
         raise ValueError(message("min_pixels", recipe.min_pixels, f"must be at least {least}, {FEWEST_BLOCKS} blocks"))
     made: list[Any] = []
-    classes = ((ArlowImageProcessor, recipe.max_pixels), (ArlowVideoProcessor, recipe.video_max_pixels))
-    for kind, most in classes:
-        bounds = {"min_pixels": recipe.min_pixels, "max_pixels": most or recipe.max_pixels}
+    frames = recipe.video_frames  # later stages sample clips as this one does
+    sampling = {"fps": recipe.video_fps, "max_frames": frames, "min_frames": min(frames, ArlowVideoProcessor.min_frames)}
+    classes: tuple[tuple[Any, int | None, dict[str, Any]], ...] = (
+        (ArlowImageProcessor, recipe.max_pixels, {}),
+        (ArlowVideoProcessor, recipe.video_max_pixels, sampling),
+    )
+    for kind, most, own in classes:
+        bounds = {"min_pixels": recipe.min_pixels, "max_pixels": most or recipe.max_pixels, **own}
         options = geometry | bounds | _saved_options(recipe.model, kind) | geometry | bounds | recipe.processor
         made.append(_checked("processor", kind, **options))
     return VisionProcessing(*made)
