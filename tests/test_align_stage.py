@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +197,24 @@ def test_refused_before_anything_is_written(home: Path, tmp_path: Path) -> None:
             align(home, tmp_path / "out", **fields)
         assert len(str(caught.value)) < 300 and "\n" not in str(caught.value), fields
         assert not (tmp_path / "out").exists(), fields
+
+
+@pytest.mark.slow
+def test_two_processes(home: Path, tmp_path: Path) -> None:
+    """Two processes of batch 1, one of which mostly sees text alone, do both runs and end where one process with
+    batch 2 ends."""
+    rows = conversations(tmp_path / "data")
+    data = write_rows(tmp_path / "data" / "mixed.jsonl", [rows[0], rows[-1], rows[-1], rows[3]])
+    fields = {"data": str(data), "max_steps": 3, "then_everything": {"max_steps": 3, "learning_rate": 1e-3}}
+    one = align(home, tmp_path / "one", batch_size=2, **fields)
+    settings = quiet(
+        vision=home / "vision" / "checkpoint-5", text=home / "text", data=data, output_dir=tmp_path / "two",
+        batch_size=1, max_steps=3,
+    )  # fmt: skip
+    words = [f"{name}={value}" for name, value in settings.items()]
+    words += ["then_everything.max_steps=3", "then_everything.learning_rate=1e-3"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29731"]
+    subprocess.run([*command, "-m", "arlow.cli", "train", "align", *words], check=True, timeout=400)
+    first, second = weights(one), weights(tmp_path / "two")
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=2e-4, rtol=1e-2)

@@ -60,10 +60,18 @@ def absolute(messages: list[dict[str, Any]], folder: Path) -> list[dict[str, Any
 # What a sample holds
 
 
-def test_samples_equal_the_processors_output(folder: Path) -> None:
-    """Ids, types, grids and pixels, bit for bit, are those of `apply_chat_template`; so is what is learned."""
+@pytest.mark.parametrize("crops", [False, True])
+def test_samples_equal_the_processors_output(folder: Path, crops: bool) -> None:
+    """Ids, types, grids and pixels, bit for bit, are those of `apply_chat_template`, crops included; so is what is
+    learned."""
     processor = chat_processor()
-    for sample, line in zip(samples_of(folder), (folder / "rows.jsonl").read_text().splitlines(), strict=True):
+    if crops:
+        image = processor.image_processor
+        image.do_pan_and_scan, image.pan_and_scan_min_crop_size = True, 20
+        image.pan_and_scan_min_ratio_to_activate, image.image_mean = 0.9, (0.1, 0.2, 0.3)
+    rows = Conversations(processor, [(JsonLines(folder / "rows.jsonl"), 1.0)])
+    assert len(rows.load(0).media[0].grids) == (3 if crops else 1)
+    for sample, line in zip(map(rows.load, rows.items), (folder / "rows.jsonl").read_text().splitlines(), strict=True):
         wanted = processor.apply_chat_template(
             absolute(json.loads(line)["messages"], folder),
             tokenize=True,

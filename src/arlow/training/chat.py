@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 from transformers import PreTrainedModel
 
 from ..data.bad_samples import BadSamples
-from ..data.conversations import Collator, Conversations, JsonLines, SimilarLengths, Table
+from ..data.conversations import PIXELS, Collator, Conversations, JsonLines, SimilarLengths, Table
 from ..data.draws import Draws
 from ..errors import message
 from ..processing_arlow import ArlowProcessor
@@ -127,14 +128,17 @@ def train_on_chats(
 
 
 class _ChatTrainer(ArlowTrainer):
-    """Batches that no trained weight has a part in, and evaluation over large vocabularies, are no trouble."""
+    """One process trains as many do when a batch is text alone, and evaluation makes no logits."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(model, inputs, *args, **kwargs)
-        loss = result[0] if isinstance(result, tuple) else result
-        if model.training and not loss.requires_grad:  # text alone, while only mergers learn
-            loss.requires_grad_()
-        return result
+        if not model.training or self.args.world_size > 1 or any(name in inputs for name, _ in PIXELS.values()):
+            return result
+        # The encoder has no part in this batch. Beside other processes it would have run all the same, with gradients
+        # of zero; without any, the optimizer would pass it over, and a lone merger's loss would have no gradient.
+        visual = [p.sum() for name, p in model.named_parameters() if "visual" in name and p.requires_grad]
+        nothing = 0 * torch.stack(visual).sum() if visual else 0
+        return (result[0] + nothing, *result[1:]) if isinstance(result, tuple) else result + nothing
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # In training the logits never exist all at once, and here they must not either.
