@@ -81,6 +81,8 @@ def _split(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def _run(train: Callable[[Any], Path], recipe: Any) -> int:
+    from accelerate import PartialState
+
     from ..data.bad_samples import TooManyBadSamples
     from .loop import Stopped
 
@@ -94,5 +96,6 @@ def _run(train: Callable[[Any], Path], recipe: Any) -> int:
     except (OSError, TypeError, ValueError) as error:  # found before anything was written
         print(f"arlow: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {folder}")
+    if PartialState().is_main_process:
+        print(f"wrote {folder}")
     return 0

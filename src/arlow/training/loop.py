@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
-from accelerate.utils import get_int_from_env
+from accelerate.utils import DistributedType, get_int_from_env
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -189,6 +189,8 @@ def run(
     """
     arguments = training_arguments(recipe, evaluate=eval_data is not None)
     checkpoint = check_output(recipe, model)
+    if arguments.fsdp_plugin_args is not None:
+        arguments.fsdp_plugin_args.setdefault("transformer_cls_names_to_wrap", _whole_modules(model))
     trainer = (trainer_class or ArlowTrainer)(
         model=model,
         args=arguments,
@@ -225,6 +227,13 @@ def run(
         raise Stopped(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from {where}")
     trainer.save_model(str(recipe.output_dir))
     return recipe.output_dir
+
+
+def _whole_modules(model: PreTrainedModel) -> str:
+    """The kinds of module that FSDP wraps, each as a whole. Only those the model has: a text model has no vision
+    blocks, and FSDP asks for every kind it is told."""
+    present = {type(module).__name__ for module in model.modules()}
+    return ",".join(sorted(present & set(model._no_split_modules or ())))
 
 
 def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArguments:
@@ -316,6 +325,13 @@ class ArlowTrainer(Trainer):
     muon = False
     _tokens: Any = 0
     _since: tuple[float, int] | None = None  # when and at which step the present stretch began
+
+    def create_accelerator_and_postprocess(self) -> None:
+        state = PartialState()
+        if self.args.fsdp_plugin_args is not None and state.distributed_type == DistributedType.MULTI_CPU:
+            # Accelerate 1.15 shares a model out among GPUs only; on CPUs it would train whole copies without a word.
+            state.distributed_type = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
