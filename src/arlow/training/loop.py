@@ -323,6 +323,7 @@ class ArlowTrainer(Trainer):
     count_tokens: Callable[[dict[str, Any]], torch.Tensor | int] = staticmethod(_unpadded_tokens)
     learning_rates: dict[str, float] = {}
     muon = False
+    optimizer: Any
     _tokens: Any = 0
     _since: tuple[float, int] | None = None  # when and at which step the present stretch began
 
