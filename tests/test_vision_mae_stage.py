@@ -321,23 +321,40 @@ def test_epochs(media: Path, tmp_path: Path) -> None:
 # Many processes
 
 
+SPREAD = {
+    "ddp": {"trainer": {"ddp_find_unused_parameters": False}},
+    "fsdp2": {"fsdp": {}},
+    "zero-2": {"deepspeed": str(Path(__file__).parents[1] / "recipes" / "deepspeed" / "zero2.json")},
+}
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(media: Path, tmp_path: Path) -> None:
-    """Two processes (gloo) with half the batch each take the steps of one, without looking for unused parameters."""
-    trainer = {"ddp_find_unused_parameters": False}
-    options = {"max_steps": 3, "save_steps": 3, "optimizer": "sgd", "learning_rate": 0.1, "trainer": trainer}
+@pytest.mark.parametrize("way", SPREAD)
+def test_two_processes_equal_one(way: str, media: Path, tmp_path: Path) -> None:
+    """Two processes (gloo) with half the batch each take the steps of one: under DDP without a look for unused
+    parameters, under FSDP2 and under ZeRO-2. The encoder they save is whole."""
+    if way == "zero-2":
+        pytest.importorskip("deepspeed")
+    options = {"max_steps": 3, "save_steps": 3, "optimizer": "sgd", "learning_rate": 0.1}
     alone = train("vision-mae", **fields(media, tmp_path / "one", **options, batch_size=4))
-    two = fields(media, tmp_path / "two", **options, batch_size=2)
-    script = tmp_path / "run.py"
+    two = fields(media, tmp_path / "two", **options, **SPREAD[way], batch_size=2)
+    script, log = tmp_path / "run.py", tmp_path / "log"
     script.write_text(
         "import json, sys\nfrom arlow.training import train\ntrain('vision-mae', **json.loads(sys.argv[1]))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, json.dumps(two)], env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with open(log, "w") as file:
+        done = subprocess.run(
+            [*command, json.dumps(two)], env=environment, stdout=file, stderr=file, timeout=400, check=False
+        )
+    assert done.returncode == 0, log.read_text()[-3000:]
     assert history(tmp_path / "two", "grad_norm") == pytest.approx(history(alone, "grad_norm"), rel=1e-4)
+    found = weights(tmp_path / "two")
     for name, tensor in weights(alone).items():
-        torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    for folder in (tmp_path / "two", tmp_path / "two" / "checkpoint-3"):
+        tower = ArlowVLVisionModel.from_pretrained(folder / "vision_encoder").state_dict()
+        assert same(tower, {name: found[f"tower.{name}"] for name in tower})
     sheets = sorted((tmp_path / "two" / "sheets").iterdir())
     assert [sheet.name for sheet in sheets] == ["step-000003.png"]

@@ -55,6 +55,11 @@ class MaskedAutoencoderConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.decoder()
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the encoder: what DeepSpeed sizes its buckets by."""
+        return self.vision_config.embed_dim
+
     def decoder(self) -> ArlowVisionConfig:
         """The decoder's blocks as an encoder's: the same grid and windows, plain attention.
 

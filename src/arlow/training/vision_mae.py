@@ -245,7 +245,11 @@ def make_processing(recipe: Recipe, vision: ArlowVisionConfig) -> VisionProcessi
         raise ValueError(message("min_pixels", recipe.min_pixels, f"must be at least {least}, {FEWEST_BLOCKS} blocks"))
     made: list[Any] = []
     frames = recipe.video_frames  # later stages sample clips as this one does
-    sampling = {"fps": recipe.video_fps, "max_frames": frames, "min_frames": min(frames, ArlowVideoProcessor.min_frames)}
+    sampling = {
+        "fps": recipe.video_fps,
+        "max_frames": frames,
+        "min_frames": min(frames, ArlowVideoProcessor.min_frames),
+    }
     classes: tuple[tuple[Any, int | None, dict[str, Any]], ...] = (
         (ArlowImageProcessor, recipe.max_pixels, {}),
         (ArlowVideoProcessor, recipe.video_max_pixels, sampling),
@@ -412,13 +416,13 @@ class VisionTrainer(ArlowTrainer):
         self.label_names = ["masked"]  # what tells the Trainer that an evaluation has a loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        part = None
+        if state_dict is not None:  # gathered from all devices; saving it empties it
+            names = [name for name in state_dict if name.startswith("tower.")]
+            part = {name.removeprefix("tower."): state_dict[name] for name in names}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             tower = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).tower
-            part = None
-            if state_dict is not None:  # gathered from all devices
-                names = [name for name in state_dict if name.startswith("tower.")]
-                part = {name.removeprefix("tower."): state_dict[name] for name in names}
             tower.save_pretrained(Path(output_dir or self.args.output_dir, ENCODER), state_dict=part)
 
 
