@@ -193,7 +193,7 @@ def test_shipped_recipes_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -
     command = re.search(r"^# +arlow train ([\w-]+) \S+\.yaml(.*)$", text, flags=re.MULTILINE)
     stage = command[1] if command else path.stem  # the command above the fields names it, else the file
     read_recipe(load_stage(stage).Recipe, path, **parse_overrides(command[2].split() if command else []))
-    assert re.search(r"^\w+:.*#", text, flags=re.MULTILINE), "fields have comments"
+    assert path.parent != RECIPES or re.search(r"^\w+:.*#", text, flags=re.MULTILINE), "fields have comments"
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.json")), ids=lambda path: str(path.relative_to(RECIPES)))
