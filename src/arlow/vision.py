@@ -384,19 +384,19 @@ class ArlowVisionAttention(nn.Module):
         kwargs: dict,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """One batched call per group of equal segments."""
-        outputs, weights, start = [], [], 0
-        for group in groups:
-            end = start + group.segments * group.length
+        outputs, weights = [], []
+        # Split, not sliced: the gradient of a slice is as large as the whole.
+        sizes = [group.segments * group.length for group in groups]
+        for group, *parts in zip(groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
             batch = [
-                x[start:end].view(group.segments, group.length, -1, self.head_dim).transpose(1, 2)  # [G, H, L, D]
-                for x in (query, key, value)
+                part.view(group.segments, group.length, -1, self.head_dim).transpose(1, 2)  # [G, H, L, D]
+                for part in parts
             ]
             output, weight = attend(
                 self, *batch, group.bias, scaling=self.scaling, dropout=0.0, is_causal=False, **kwargs
             )
             outputs.append(output.flatten(0, 1))  # [G*L, H, D]
             weights.append(weight)
-            start = end
         return torch.cat(outputs), tuple(weights) if weights[0] is not None else None
 
     def _packed(
