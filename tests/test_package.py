@@ -74,9 +74,18 @@ def test_one_version():
     assert re.search(rf"^## \[?{re.escape(arlow.__version__)}", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
-def test_files_import_siblings_flat():
-    """Files import each other as `from .room import name`, the one form that Transformers copies beside a model."""
-    for path in sorted(SOURCE.glob("*.py")):
+def behind_the_doors() -> set[Path]:
+    """The files that Transformers copies beside a model that is saved with its code."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    doors = set(SOURCE.glob("*_arlow.py"))
+    return {Path(name) for door in doors for name in get_relative_import_files(door)} | doors
+
+
+def test_model_files_import_siblings_flat():
+    """Model files import each other as `from .room import name`, the one form that Transformers copies beside a model:
+    nothing of training, data or evaluation is among them."""
+    for path in sorted(behind_the_doors()):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert not (node.level and node.module is None), f"{path.name}:{node.lineno} imports a room whole"
@@ -89,10 +98,9 @@ def test_files_import_siblings_flat():
 def test_saved_code_needs_no_optional_package():
     """Transformers refuses to run the code saved with a model if a package that it imports is missing, also one
     imported inside a function. Nothing behind the six doors may name an optional package outside a `try`."""
-    from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+    from transformers.dynamic_module_utils import get_imports
 
-    doors = [path for path in SOURCE.glob("*_arlow.py")]
-    files = {Path(name) for door in doors for name in get_relative_import_files(door)} | set(doors)
+    files = behind_the_doors()
     assert {path.name for path in files} & {"registration.py", "cli.py", "__init__.py"} == set()
     for path in sorted(files):
         packages = set(get_imports(path)) - set(sys.stdlib_module_names)
@@ -113,7 +121,7 @@ def test_wheel_contents(wheel):
     """The wheel holds every source file, the type marker, the licence, the autoload line and both entry points."""
     names = set(wheel.namelist())
     info = f"arlow-{arlow.__version__}.dist-info"
-    sources = {f"arlow/{path.name}" for path in SOURCE.glob("*.py")}
+    sources = {f"arlow/{path.relative_to(SOURCE).as_posix()}" for path in SOURCE.rglob("*.py")}
     assert names >= sources | {"arlow/py.typed", "arlow.pth", "_arlow_autoload.py", f"{info}/licenses/LICENSE"}
     assert {name.split("/")[0] for name in names} == {"arlow", "arlow.pth", "_arlow_autoload.py", info}
     entry_points = wheel.read(f"{info}/entry_points.txt").decode()
