@@ -9,11 +9,13 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test slow lint format types docs conformance bench wheel
+.PHONY: help demo tiny test notebooks slow lint format types docs conformance bench wheel
 
 help:
-	@echo "make demo         the whole path on a small model: a real JPEG and a real MP4 in, an answer out"
+	@echo "make demo         the bundled model answers a dozen questions about pictures and clips"
+	@echo "make tiny         trains that model from nothing: data, text, vision, alignment, fine-tuning"
 	@echo "make test         the tests (ARGS='-k text' for some of them)"
+	@echo "make notebooks    runs the notebooks of the docs"
 	@echo "make slow         the tests that take minutes"
 	@echo "make lint         ruff and the type checker"
 	@echo "make docs         the documentation, into site/"
@@ -32,10 +34,17 @@ $(VENV)/.stamp-docs: $(VENV)/.stamp-dev
 	@touch $@
 
 demo: $(VENV)/.stamp-dev
-	$(BIN)/arlow demo $(ARGS)
+	@mkdir -p build
+	$(BIN)/arlow demo --page build/demo.html $(ARGS)
+
+tiny: $(VENV)/.stamp-dev
+	env -u OMP_NUM_THREADS ARLOW=$(BIN)/arlow PYTHON=$(BIN)/python bash recipes/tiny/run.sh
 
 test: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 4 $(ARGS)
+
+notebooks: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -q --nbmake docs/notebooks $(ARGS)
 
 slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

@@ -100,7 +100,9 @@ def test_visible_alone_equal_masked_attention(options: dict, attn: str) -> None:
         places = plain.places(item)
         plain.visible = {place for place, is_hidden in zip(places, mask, strict=True) if not is_hidden}
         expected.append(plain(part, item)[0][~torch.from_numpy(mask)])
-    torch.testing.assert_close(output.last_hidden_state, torch.cat(expected), rtol=1e-5, atol=1e-5)  # angles are float32
+    torch.testing.assert_close(
+        output.last_hidden_state, torch.cat(expected), rtol=1e-5, atol=1e-5
+    )  # angles are float32
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from .errors import cut, message
 
 
 VERBS = {  # verb: (module, line in --help)
+    "demo": ("demo", "the bundled model answers a dozen questions about sample media"),
     "train": ("training.command", "train a model: text, vision, alignment, fine-tuning"),
     "data": ("data.command", "write synthetic training data"),
     "chat": ("chat", "talk with a model about pictures and clips, in the terminal"),
@@ -72,14 +73,6 @@ def _parser(used: Sequence[str]) -> argparse.ArgumentParser:
         "serve", help="an OpenAI-compatible server (the options of `transformers serve`)", add_help=False
     )
 
-    demo = verbs.add_parser(
-        "demo",
-        help="the whole path once, on a real JPEG and a real MP4",
-        description="Put an image and a video through a small model and print what went in and what came out.",
-        epilog="example: arlow demo",
-    )
-    demo.set_defaults(run=_demo)
-
     explain = verbs.add_parser(
         "explain",
         help="what the model will see of a conversation (no weights needed)",
@@ -114,12 +107,6 @@ def _serve(words: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from .demo import main as demo
-
-    return demo() or 0
 
 
 def _explain(options: argparse.Namespace) -> int:
