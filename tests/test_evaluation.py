@@ -97,6 +97,7 @@ def seeing(rows):
         ("-4", "-4"), ("3 - 4", "3 4"), ("white-on-dark", "white on dark"), ("don't", "don't"), ("'yes'", "yes"),
         ("a", "a"), ("The", "the"), ("\u00dcBER \uff15", "\u00fcber 5"), ("7.", "7"), ("\u22122", "-2"), ("", ""),
         ("it\u2019s", "it's"), ("Ten", "10"), ("someone", "someone"), ("...", ""),
+        ("p a l m", "p a l m"), ("A 7", "7"),
     ],
 )  # fmt: skip
 def test_normalise(answer, wanted):

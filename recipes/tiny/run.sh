@@ -8,28 +8,37 @@ run=build/tiny/seed-$SEED cores=$(nproc)
 arlow=${ARLOW:-.venv/bin/arlow} python=${PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=$cores HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 mkdir -p "$run"
+exec > >(tee -a "$run/log.txt") 2>&1
+echo "== $(date -u +%F' '%T) UTC, seed $SEED, $cores cores, $("$python" -c 'from arlow.evaluation.report import versions as v; print(v())')"
 
-step() {  # step NAME COMMAND...: once, with its seconds in NAME.done
+step() {  # step NAME COMMAND...: once; NAME.seconds counts every part of a stopped step, NAME.done says it is through
     local name=$1 began=$SECONDS; shift
-    if [ ! -f "$run/$name.done" ]; then
-        echo "== $name: $*"
-        "$@"
-        echo "$((SECONDS - began))" > "$run/$name.done"
-        echo "== $name took $((SECONDS - began)) s"
-    fi
+    [ -f "$run/$name.done" ] && return
+    echo "== $name: $*"
+    trap 'echo "$((SECONDS - began))" >> "$run/$name.seconds"' EXIT
+    "$@"
+    trap - EXIT
+    echo "$((SECONDS - began))" >> "$run/$name.seconds"
+    touch "$run/$name.done"
+    echo "== $name took $((SECONDS - began)) s"
 }
 train() {  # train STAGE key=value...
     local stage=$1; shift
     step "$stage" "$arlow" train "$stage" "recipes/tiny/$stage.yaml" seed="$SEED" output_dir="$run/$stage" "$@"
 }
 
-[ -f "$data/train/data.jsonl" ] || OMP_NUM_THREADS=1 step data "$arlow" data shapes "$data" --workers "$cores"
+[ -d "$data" ] || OMP_NUM_THREADS=1 step data sh -c "rm -rf $data.part && $arlow data shapes $data.part --workers $cores && mv $data.part $data"
 train text
 train vision-mae
 train align vision="$run/vision-mae" text="$run/text"
 train finetune model="$run/align"
-for split in test unseen; do
-    step "eval-$split" "$arlow" eval vqa "$run/finetune" --data "$data/$split/data.jsonl" --batch-size 64 \
-        --dtype float32 --out "$run/$split.json"
-done
 step export "$python" recipes/tiny/export.py "$run"
+for split in test unseen; do
+    step "eval-$split" "$arlow" eval vqa "$run/arlow-tiny" --data "$data/$split/data.jsonl" --batch-size 64 \
+        --out "$run/$split.json"
+done
+step card "$python" recipes/tiny/card.py "$run"
+if [ "$SEED" = 0 ]; then  # the one that comes with the package
+    mkdir -p src/arlow/checkpoints && rm -rf src/arlow/checkpoints/arlow-tiny
+    cp -r "$run/arlow-tiny" src/arlow/checkpoints/
+fi

@@ -252,6 +252,7 @@ class Chat:
                     **inputs,
                     **sampling,
                     past_key_values=cache,
+                    use_cache=True,
                     streamer=streamer,
                     max_new_tokens=self.max_new_tokens,
                     eos_token_id=end_tokens(self.model, tokenizer),

@@ -28,7 +28,8 @@ def normalise(answer: str) -> str:
 
     Unicode NFKC and case folding; punctuation becomes a space, except a point or comma between digits (the comma
     goes), a minus before a digit, and an apostrophe inside a word; the words zero to twelve become digits; the
-    articles a, an, the go; white space is one space. An answer that holds nothing else keeps its articles.
+    articles a, an, the go; white space is one space. An answer that holds nothing else keeps its articles, and so does one
+    of single letters ("p a l m"), where an a is a letter.
     """
     text = unicodedata.normalize("NFKC", answer).casefold().replace("\u2019", "'").replace("\u2212", "-")
     text = re.sub(r"(?<=\d),(?=\d)", "", text)
@@ -36,7 +37,8 @@ def normalise(answer: str) -> str:
     text = re.sub(r"(?<!\w)'|'(?!\w)", " ", text)
     text = re.sub(r"(?<=\w)-|-(?!\d)", " ", text)
     words = [NUMBERS.get(word, word) for word in re.sub(r"[^\w\s.'-]", " ", text).split()]
-    return " ".join([word for word in words if word not in ARTICLES] or words)
+    spelled = len(words) > 1 and all(len(word) == 1 and word.isalpha() for word in words)
+    return " ".join(words if spelled else [word for word in words if word not in ARTICLES] or words)
 
 
 def is_right(answer: str, wanted: Iterable[str]) -> bool:

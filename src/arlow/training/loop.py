@@ -377,6 +377,15 @@ class ArlowTrainer(Trainer):
             self._since = self._since[0] + time.perf_counter() - began, self._since[1]
         return metrics
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # The Trainer switches the cache off in the config, for training; what is saved is there to generate.
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        parts = [part for part in (model.config, getattr(model, "generation_config", None)) if part is not None]
+        for part in parts:
+            part.use_cache = True
+        super()._save(output_dir, state_dict)
+        model.config.use_cache = self.args.use_cache
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # what is written next says that the checkpoint is complete

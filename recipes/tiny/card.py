@@ -1,0 +1,128 @@
+"""The last step of `make tiny`: the model card, from the scores and times of the run.
+
+usage: python recipes/tiny/card.py build/tiny/seed-0
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText
+
+from arlow import ArlowImageProcessor, ArlowVLVisionModel
+from arlow.data.samples import picture_of, picture_of_digits
+from arlow.data.scenes import allowed_pairs, draw_scene
+from arlow.evaluation.linear_probe import Probe, compare_with_random
+from arlow.evaluation.report import versions
+from arlow.evaluation.scores import wilson
+
+
+STEPS = {
+    "data": "data, drawn from a seed",
+    "text": "text pretraining",
+    "vision-mae": "masked autoencoding",
+    "align": "alignment on captions",
+    "finetune": "fine-tuning on questions",
+    "eval-test": "scoring on the test split, with controls",
+    "eval-unseen": "scoring on unseen pairs, with controls",
+}
+PROBES = ("shape", "colour", "digit")  # what a linear probe reads
+PROBE_TRAIN, PROBE_TEST = 1500, 700  # pictures
+
+
+def main(run: Path) -> None:
+    out = run / "arlow-tiny"
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    weights = out / "model.safetensors"
+    scores = {split: json.loads((run / f"{split}.json").read_text(encoding="utf-8")) for split in ("test", "unseen")}
+    facts = {
+        "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
+        "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
+        "times": times(run),
+        "machine": f"{os.cpu_count()} CPU cores ({machine()})",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "test": score_table(scores["test"]),
+        "unseen": score_table(scores["unseen"]),
+        "probes": probe_table(run),
+    }
+    template = (Path(__file__).parent / "MODEL_CARD.template.md").read_text(encoding="utf-8")
+    (out / "MODEL_CARD.md").write_text(template.format(**facts), encoding="utf-8")
+    print(f"wrote {out / 'MODEL_CARD.md'}")
+
+
+def machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def times(run: Path) -> str:
+    """A row per step that was run here, in minutes."""
+    rows, total = [], 0.0
+    for name, what in STEPS.items():
+        parts = run / f"{name}.seconds"
+        if parts.is_file():
+            minutes = sum(int(part) for part in parts.read_text().split()) / 60
+            total += minutes
+            rows.append(f"| {what} | {minutes:.1f} |")
+    return "\n".join([*rows, f"| together | {total:.1f} |"])
+
+
+def score_table(result: dict[str, Any]) -> str:
+    """A row per type of question: how many, accuracy with its interval, and the controls."""
+    first = result["models"][0]["scores"]
+    rows = []
+    for kind, line in result["summary"].items():
+        cells = [f"{100 * line['accuracy']['mean']:.1f}"]
+        cells.append(f"{100 * first[kind]['low']:.1f} - {100 * first[kind]['high']:.1f}")
+        for control in ("majority", "without", "shuffled"):
+            spread = line.get(control)
+            cells.append("-" if spread is None else f"{100 * spread['mean']:.1f}")
+        rows.append(f"| {kind} | {line['n']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def probe_table(run: Path) -> str:
+    """What a linear classifier reads from the encoder after masked autoencoding, and from a random encoder."""
+    tower = ArlowVLVisionModel.from_pretrained(run / "vision-mae" / "vision_encoder", dtype=torch.float32)
+    processor = ArlowImageProcessor.from_pretrained(run / "vision-mae" / "image_processor")
+    rows = []
+    for kind in PROBES:
+        # Fitted on the training split and read on the test split: they share no scan of a digit.
+        found = [*pictures(kind, "train", PROBE_TRAIN), *pictures(kind, "test", PROBE_TEST)]
+        images, labels = [image for image, _ in found], [label for _, label in found]
+        probes: dict[str, Probe] = compare_with_random(tower, processor, images, labels, split=PROBE_TRAIN)
+        cells = []
+        for probe in (probes["trained"], probes["random"]):
+            low, high = wilson(round(probe.accuracy * PROBE_TEST), PROBE_TEST)
+            cells.append(f"{100 * probe.accuracy:.1f} ({100 * low:.1f} - {100 * high:.1f})")
+        cells.append(f"{100 * probes['trained'].majority:.1f}")
+        rows.append(f"| {kind} | {PROBE_TRAIN} / {PROBE_TEST} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def pictures(kind: str, split: str, count: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Pictures of one thing each, and what it is."""
+    rng = random.Random(f"probe {kind} {split}")
+    for _ in range(count):
+        if kind == "digit":
+            digit = rng.randrange(10)
+            yield picture_of_digits(rng, [digit], split).pixels, str(digit)
+        else:
+            pair = rng.choice(allowed_pairs(split))
+            yield picture_of(rng, draw_scene(rng, [pair])).pixels, pair[kind == "colour"]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
