@@ -64,7 +64,8 @@ def answers(folder: Path, data: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_learns_the_answers(home: Path, tmp_path: Path, packing: bool, capsys: pytest.CaptureFixture) -> None:
-    """A tiny model trained on eight conversations gives their answers by `generate`; the evaluation loss falls."""
+    """A tiny model trained on eight conversations gives their answers by `generate`; the evaluation loss falls. What is
+    saved generates with a cache, which training switches off."""
     data = home / "data" / "rows.jsonl"
     out = finetune(
         home, tmp_path / "out", max_steps=60, batch_size=8, learning_rate=4e-3, cache=True, packing=packing,
@@ -75,6 +76,9 @@ def test_learns_the_answers(home: Path, tmp_path: Path, packing: bool, capsys: p
     history = json.loads((out / "checkpoint-60" / "trainer_state.json").read_text())["log_history"]
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert len(losses) == 2 and losses[1] < 0.1
+    for folder in (out, out / "checkpoint-60"):
+        for name in ("config.json", "generation_config.json"):
+            assert json.loads((folder / name).read_text())["use_cache"] is True
 
 
 @pytest.mark.parametrize(
