@@ -64,8 +64,8 @@ def answers(folder: Path, data: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_learns_the_answers(home: Path, tmp_path: Path, packing: bool, capsys: pytest.CaptureFixture) -> None:
-    """A tiny model trained on eight conversations gives their answers by `generate`; the evaluation loss falls. What is
-    saved generates with a cache, which training switches off."""
+    """A tiny model trained on eight conversations gives their answers by `generate`; the evaluation loss falls. What
+    is saved generates with a cache, which training switches off."""
     data = home / "data" / "rows.jsonl"
     out = finetune(
         home, tmp_path / "out", max_steps=60, batch_size=8, learning_rate=4e-3, cache=True, packing=packing,

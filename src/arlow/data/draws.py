@@ -21,7 +21,8 @@ class Draws(Dataset):
 
     Args:
         items: what can be drawn.
-        load: `load(item, rng)` gives the sample; a `ValueError` or `OSError` from it marks the item as unreadable.
+        load: `load(item, rng)` gives the sample; a `ValueError`, `TypeError` or `OSError` from it marks the item as
+            unreadable.
         count: how many draws there are.
         seed: of the order and of every sample's `rng`.
         bad_samples: where unreadable items are written down; another item is drawn for them.
@@ -58,7 +59,7 @@ class Draws(Dataset):
             item = self.items[index]
             try:
                 return self.load(item, rng)
-            except (ValueError, OSError) as error:
+            except (ValueError, TypeError, OSError) as error:
                 self.bad_samples.add(self.name(item), error)
             index = int(rng.integers(len(self.items)))
         raise TooManyBadSamples(message("data", len(self.items), "items, and hardly one can be read"))

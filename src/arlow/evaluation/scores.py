@@ -28,8 +28,8 @@ def normalise(answer: str) -> str:
 
     Unicode NFKC and case folding; punctuation becomes a space, except a point or comma between digits (the comma
     goes), a minus before a digit, and an apostrophe inside a word; the words zero to twelve become digits; the
-    articles a, an, the go; white space is one space. An answer that holds nothing else keeps its articles, and so does one
-    of single letters ("p a l m"), where an a is a letter.
+    articles a, an, the go; white space is one space. An answer that holds nothing else keeps its articles, and so does
+    one of single letters ("p a l m"), where an a is a letter.
     """
     text = unicodedata.normalize("NFKC", answer).casefold().replace("\u2019", "'").replace("\u2212", "-")
     text = re.sub(r"(?<=\d),(?=\d)", "", text)

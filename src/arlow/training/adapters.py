@@ -19,6 +19,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from ..errors import cut, message
 from ..modeling_arlow import ArlowForConditionalGeneration
 from ..processing_arlow import ArlowProcessor
+from .chat import prepare_to_answer
 
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
@@ -174,6 +175,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: Path | None = None, proces
         raise ValueError(cut(message("adapter", str(adapter), f"does not fit the model ({error})"))) from error
     loaded = ArlowProcessor.from_pretrained(processor)
     prepared = merged.to(dtype)
+    prepare_to_answer(prepared, loaded)
     prepared.save_pretrained(out)
     loaded.save_pretrained(out)
     return out

@@ -84,7 +84,7 @@ def _run(train: Callable[[Any], Path], recipe: Any) -> int:
     from accelerate import PartialState
 
     from ..data.bad_samples import TooManyBadSamples
-    from .loop import Stopped
+    from .loop import Stopped, TrainingError
 
     try:
         folder = train(recipe)
@@ -93,6 +93,9 @@ def _run(train: Callable[[Any], Path], recipe: Any) -> int:
         return STOPPED
     except TooManyBadSamples:
         raise
+    except TrainingError as error:
+        print(f"arlow: {error}", file=sys.stderr)
+        return 1
     except (OSError, TypeError, ValueError) as error:  # found before anything was written
         print(f"arlow: {error}", file=sys.stderr)
         return 2

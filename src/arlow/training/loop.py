@@ -50,6 +50,10 @@ FREE_TO_CHANGE = {
 }
 
 
+# Of the Trainer's arguments: these would break exact resume, or are said otherwise in a recipe.
+NEVER_IN_TRAINER = ("save_only_model", "ignore_data_skip", "num_train_epochs", "resume_from_checkpoint", "data_seed")
+
+
 class Stopped(Exception):
     """SIGTERM came. A checkpoint was saved; the same command goes on from it."""
 
@@ -218,15 +222,23 @@ def run(
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except TooManyBadSamples:
-        raise
+        stopped = trainer.state.global_step < trainer.state.max_steps and stop.requested
+        if not stopped:
+            trainer.save_model(str(recipe.output_dir))
+    except TooManyBadSamples as error:
+        raise TooManyBadSamples(_last_line(error)) from error
     except (ValueError, TypeError, OSError) as error:  # these mean a bad recipe; it was not
-        raise TrainingError(cut(f"stopped at step {trainer.state.global_step}: {error}")) from error
-    if trainer.state.global_step < trainer.state.max_steps and stop.requested:
+        raise TrainingError(cut(f"stopped at step {trainer.state.global_step}: {_last_line(error)}")) from error
+    if stopped:
         where = newest_checkpoint(recipe.output_dir)
         raise Stopped(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from {where}")
-    trainer.save_model(str(recipe.output_dir))
     return recipe.output_dir
+
+
+def _last_line(error: Exception) -> str:
+    """What an error says; one from a loader process says it under a traceback, after the name of its class."""
+    text = str(error).strip()
+    return text if "Traceback (most recent call last)" not in text else text.splitlines()[-1].partition(": ")[2]
 
 
 def _whole_modules(model: PreTrainedModel) -> str:
@@ -280,6 +292,7 @@ def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArgum
         "train_sampling_strategy": "sequential",  # the data come in their final order
         "logging_steps": recipe.log_steps,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is no number is shown, not replaced by an older one
         "save_steps": recipe.save_steps,
         "save_total_limit": recipe.keep_checkpoints,
         "eval_strategy": "steps" if evaluate else "no",
@@ -292,10 +305,17 @@ def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArgum
     }
     if recipe.fsdp is not None:
         options |= {"fsdp": True, "fsdp_config": {"version": 2, **recipe.fsdp}}
+    taken = [name for name in recipe.trainer if name in options or name in NEVER_IN_TRAINER]
+    if taken:
+        raise ValueError(
+            message(f"trainer.{taken[0]}", recipe.trainer[taken[0]], "the recipe has this under its own name")
+        )
     try:
         arguments = TrainingArguments(**(options | recipe.trainer))
     except (ValueError, TypeError, ImportError) as error:
         raise ValueError(cut(f"recipe: {error}")) from error
+    # Several GPUs take several processes: split along its first axis, a packed batch would make no sense.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     if recipe.precision == "fp16" and arguments.device.type == "cpu":
         raise ValueError(message("precision", "fp16", "needs a GPU", "use bf16 or fp32"))
     _check_schedule(recipe)
