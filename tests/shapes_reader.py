@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 
-HUES = {"red": 0, "orange": 31, "yellow": 56, "green": 125, "blue": 223, "purple": 285}  # degrees
+HUES = {"red": 16, "orange": 43, "yellow": 70, "green": 181, "blue": 253, "purple": 325}  # degrees where each ends
 SHAPE_WORDS = ("circle", "square", "triangle", "star")
 COLOUR_WORDS = (*HUES, "black", "white")
 
@@ -38,7 +38,7 @@ def read_picture(pixels: np.ndarray) -> list[Seen]:
     marks, count = ndimage.label(np.abs(pixels.astype(int) - ground).max(axis=2) > 40, structure=np.ones((3, 3)))
     found = ndimage.find_objects(marks)
     parts = [(marks[box] == number, box) for number, box in zip(range(1, count + 1), found, strict=True)]
-    return [read_component(pixels[box], mask, box) for mask, box in parts if mask.sum() > 12]
+    return [read_component(pixels[box], mask, box) for mask, box in parts if mask.sum() > 12 and min(mask.shape) > 2]
 
 
 def read_component(pixels: np.ndarray, mask: np.ndarray, box: tuple[slice, slice]) -> Seen:
@@ -59,11 +59,11 @@ def read_component(pixels: np.ndarray, mask: np.ndarray, box: tuple[slice, slice
 
 def colour_word(rgb: np.ndarray) -> str:
     hue, saturation, value = colorsys.rgb_to_hsv(*(float(level) / 255 for level in rgb))
-    if value < 0.2:
+    if value < 0.27:
         return "black"
     if saturation < 0.2:
         return "white"
-    return min(HUES, key=lambda name: abs((hue * 360 - HUES[name] + 180) % 360 - 180))
+    return next((name for name, end in HUES.items() if hue * 360 < end), "red")
 
 
 def answer(question: str, seen: list[Seen]) -> str:
@@ -85,10 +85,16 @@ def answer(question: str, seen: list[Seen]) -> str:
         if re.match(r"(is|does) ", words):
             return "yes" if is_beside(the_one(before, seen), other, side.group(0)) else "no"
         found = [one for one in seen if one is not other and is_beside(one, other, side.group(0))]
+        if not found:
+            assert not any(is_beside(one, other, side.group(0), by=0.12) for one in seen), question
+            return "nothing"
         assert len(found) == 1, question
         return f"the {found[0].colour} {found[0].shape}"
     if re.search(r"is there|do you see an?|do you see anything|can you see|does the picture show", words):
         return "yes" if matching(words, seen) else "no"
+    if not matching(words, seen):
+        name = next((word for word in SHAPE_WORDS if word in words), None)
+        return f"there is no {name or next(word for word in COLOUR_WORDS if word in words) + ' shape'}"
     one = the_one(words, seen)
     return one.colour if re.search(r"colou?r", words) else one.shape
 
@@ -108,7 +114,7 @@ def the_one(words: str, seen: list[Seen]) -> Seen:
     return found[0]
 
 
-def is_beside(one: Seen, other: Seen, side: str) -> bool:
+def is_beside(one: Seen, other: Seen, side: str, *, by: float = 0.5) -> bool:
     """Whether one centre is to this side of the other, by more than what could be argued about."""
     along = {
         "left of": other.x - one.x,
@@ -117,4 +123,4 @@ def is_beside(one: Seen, other: Seen, side: str) -> bool:
         "over": other.y - one.y,
     }
     away = along.get(side, one.y - other.y)
-    return away > 0.5 * max(one.reach, other.reach)
+    return away > by * max(one.reach, other.reach)

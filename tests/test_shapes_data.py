@@ -14,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,15 +168,41 @@ def test_media_stand_first_or_last_in_the_first_question() -> None:
 
 
 def test_preset_writes_all_splits_scaled(tmp_path: Path) -> None:
-    """`write` makes every split, each task at least once, and refuses a second run into the same folder."""
+    """`write` makes every split, each task at least once; other arguments in the same folder are refused."""
     paths = write(tmp_path / "tiny", scale=0.0004, seed=5)
     assert set(paths) == set(SPLITS)
     for split, path in paths.items():
         wanted = {task: max(1, round(count * 0.0004)) for task, count in shapes.PRESETS["tiny"][split].items()}
-        wanted.pop("texts", None)
+        for elsewhere in ("texts", "caption"):  # files of their own
+            wanted.pop(elsewhere, None)
         assert Counter(row["id"].split("-")[1] for row in rows_of(path)) == wanted
-    with pytest.raises(FileExistsError, match="choose another folder"):
-        write(tmp_path / "tiny", scale=0.0004)
+    for other in ({"seed": 6}, {"seed": 5, "scale": 0.0005}):
+        with pytest.raises(FileExistsError, match=r"of other arguments.*choose another folder"):
+            write(tmp_path / "tiny", **{"scale": 0.0004, **other})
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    """Splits that are whole stay untouched, missing ones are written, and all is as if it had never stopped."""
+    paths = write(tmp_path / "whole", scale=0.0002)
+    write(tmp_path / "stopped", scale=0.0002)
+    for split in ("test", "unseen"):
+        (tmp_path / "stopped" / split / "data.jsonl").unlink()
+    next((tmp_path / "stopped" / "test" / "images").iterdir()).write_bytes(b"half a pict")
+    before = (tmp_path / "stopped" / "train" / "data.jsonl").stat().st_mtime_ns
+    assert {split: path.name for split, path in write(tmp_path / "stopped", scale=0.0002).items()} == {
+        split: path.name for split, path in paths.items()
+    }
+    assert (tmp_path / "stopped" / "train" / "data.jsonl").stat().st_mtime_ns == before
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+
+
+def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little room is said before a single sample is drawn."""
+    monkeypatch.setattr("arlow.data.shapes.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
+    for start in (lambda: write_dataset(tmp_path / "a", split="train", counts={"clip": 500}), lambda: write(tmp_path)):
+        with pytest.raises(OSError, match=r"needs about .* MB, the disk has 1 MB free"):
+            start()
+    assert not list(tmp_path.rglob("*.mp4")) and not list(tmp_path.rglob("*.jsonl"))
 
 
 def test_a_killed_writer_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
@@ -258,7 +285,7 @@ def test_samples_keep_to_their_limits(task: str, split: str, seed: int) -> None:
         pixels = item.frames if isinstance(item, Clip) else item.pixels
         height, width = pixels.shape[-3:-1]
         assert pixels.dtype == np.uint8 and pixels.shape[-1] == 3
-        assert min(height, width) >= 60 and max(height, width) <= (260 if isinstance(item, Clip) else 516)
+        assert min(height, width) >= 60 and max(height, width) <= (324 if isinstance(item, Clip) else 516)
         if isinstance(item, Clip):
             assert height % 2 == width % 2 == 0 and 6 <= item.fps <= 15
             assert 1.9 <= len(item.frames) / item.fps <= 5.1
@@ -271,7 +298,7 @@ NEAR_CHANCE = {  # type -> the largest share one answer may have in an evaluatio
     "exists": 0.57, "digit": 0.16, "digit_sum": 0.16, "digit_larger": 0.27, "video_direction": 0.34,
     "video_colour": 0.22, "video_shape": 0.34, "video_size": 0.6, "video_changes": 0.34, "video_digit": 0.2,
     "same_different": 0.58, "what_changed": 0.34, "in_common": 0.33, "text_sum": 0.15, "text_comparison": 0.2,
-    "text_polite": 0.33, "text_calendar": 0.2, "text_backwards": 0.1, "text_spelling": 0.1,
+    "text_polite": 0.33, "absent": 0.35, "text_calendar": 0.2, "text_backwards": 0.1, "text_spelling": 0.1,
 }  # fmt: skip
 
 
@@ -355,7 +382,7 @@ def test_numbers_and_words_belong_to_one_split(split: str) -> None:
             assert comparison_is_in(split, *numbers)
         elif turn.type == "text_backwards":
             word = turn.answer.replace(" ", "")[::-1]
-            assert word in turn.question and word_is_in(split, word)
+            assert word in turn.question.lower() and word_is_in(split, word)
         elif turn.type == "text_spelling":
             word = turn.answer.replace(" ", "")
             assert word in turn.question and word_is_in(split, word)
@@ -414,6 +441,20 @@ def test_calendar_is_right_and_known_in_training() -> None:
                     days = calendar.monthrange(2023, run.index(given[0]) + 1)[1]
                     assert turn.answer == str(days)
     assert checked > 100
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_evaluation_asks_no_text_question_twice(split: str) -> None:
+    """420 questions, all types as often, repeat only where there are too few (calendar, greetings)."""
+    turns = text_turns(split, 420)
+    assert {*Counter(turn.type for turn in turns).values()} == {60}
+    for kind in {turn.type for turn in turns} - {"text_polite"}:
+        questions = [plain(turn.question) for turn in turns if turn.type == kind]
+        few = 25 if kind == "text_calendar" else 60
+        assert len({*questions}) >= few, kind
+        assert max(Counter(questions).values()) <= -(-60 // few), kind
+    sums = [tuple(sorted(re.findall(r"\d+", turn.question))) for turn in turns if turn.type == "text_sum"]
+    assert len({*sums}) > 40
 
 
 def test_what_it_cannot_know_is_said_so() -> None:

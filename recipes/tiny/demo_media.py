@@ -7,8 +7,7 @@ import random
 import shutil
 from pathlib import Path
 
-from arlow.data.samples import MAKERS, Clip, Sample
-from arlow.data.shapes import save_clip, save_picture
+from arlow.data.samples import MAKERS, Sample
 
 
 FOLDER = Path(__file__).parents[2] / "src" / "arlow" / "demo_media"
@@ -34,8 +33,7 @@ def main() -> None:
             media = []
             for number, item in enumerate(sample.media):
                 stem = kind if len(sample.media) == 1 else f"{kind}-{number + 1}"
-                saved = save_clip(FOLDER, stem, item) if isinstance(item, Clip) else save_picture(FOLDER, stem, item)
-                media.append(saved["path"])
+                media.append(item.save(FOLDER, stem)["path"])
             turn = sample.turns[0]
             rows.append({"media": media, "question": turn.question, "answer": turn.answer})
     text = json.dumps(rows, indent=2, ensure_ascii=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from .scenes import (
     Ground,
     Pair,
     Thing,
+    add_noise,
     are_distinct,
     colour_value,
+    draw_frame,
     draw_size,
     draw_thing,
     finish,
@@ -30,11 +32,12 @@ from .scenes import (
     paste_thing,
     render_ground,
     side_of,
+    stands_out,
 )
 
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-MIN_SIDE, MAX_SIDE = 64, 256  # pixels
+MIN_SIDE, MAX_SIDE = 64, 320  # pixels
 MIN_SECONDS, MAX_SECONDS = 2.0, 5.0
 MIN_COLOUR_SECONDS = 0.7  # no colour and no digit is shown more briefly: samplers at 2 frames a second see each
 MIN_WAY = 0.4  # of the side along which a shape moves
@@ -57,11 +60,19 @@ class Story:
     direction: str | None = None
     way: float = 0.0  # how far it moves, in units of the short side
     growth: float = 1.0  # radius at the end over radius at the start
+    starts: float = 0.0  # it rests until then (0..1 of the clip) ...
+    stops: float = 1.0  # ... and from then on
+    is_eased: bool = False  # it gathers speed and slows down
 
     @property
     def size(self) -> str | None:
         """How the size changes: "grows", "shrinks" or None."""
         return None if self.growth == 1 else "grows" if self.growth > 1 else "shrinks"
+
+    def progress(self, time: float) -> float:
+        """How much of way and growth is behind it (0..1) at a time in 0..1 of the clip."""
+        done = min(1.0, max(0.0, (time - self.starts) / (self.stops - self.starts)))
+        return (1 - math.cos(math.pi * done)) / 2 if self.is_eased else done
 
 
 def draw_story(
@@ -95,15 +106,33 @@ def draw_story(
             else [box[axis][0] + way, box[axis][1]]
         )
     x, y = (rng.uniform(low, high) for low, high in box)
-    thing = draw_thing(rng, pairs[0], x=x, y=y, radius=radius)
-    if len(pairs) > 1:
-        thing = replace(thing, outline=None)
-    rgbs = (thing.rgb, *(colour_value(rng, colour) for _, colour in pairs[1:]))
     colours = tuple(colour for _, colour in pairs)
+    while True:
+        thing = draw_thing(rng, pairs[0], x=x, y=y, radius=radius)
+        if len(pairs) > 1:
+            thing = replace(thing, outline=None)
+        rgbs = (thing.rgb, *(colour_value(rng, colour) for colour in colours[1:]))
+        ground = ground_for(rng, rgbs, colours=colours, tint=0.0 if thing.hollow else 0.1)
+        if stands_out(rgbs, ground):
+            break
+    room = 0.02  # what `largest` leaves free
     return Story(
-        thing, width, height, ground_for(rng, rgbs, colours=colours), seconds, rng.randint(6, 15), colours, rgbs,
-        draw_ends(rng, len(pairs), MIN_COLOUR_SECONDS / seconds), direction, way, growth,
-    )  # fmt: skip
+        thing=thing,
+        width=width,
+        height=height,
+        ground=replace(ground, frame=draw_frame(rng, ground, room)),
+        seconds=seconds,
+        fps=rng.randint(6, 15),
+        colours=colours,
+        rgbs=rgbs,
+        ends=draw_ends(rng, len(pairs), MIN_COLOUR_SECONDS / seconds),
+        direction=direction,
+        way=way,
+        growth=growth,
+        starts=rng.choice([0.0, 0.0, rng.uniform(0, 0.25)]),
+        stops=rng.choice([1.0, 1.0, rng.uniform(0.75, 1)]),
+        is_eased=rng.random() < 0.25,
+    )
 
 
 def draw_ends(rng: random.Random, count: int, least: float) -> tuple[float, ...]:
@@ -113,14 +142,18 @@ def draw_ends(rng: random.Random, count: int, least: float) -> tuple[float, ...]
     return (*(cut + least * (index + 1) for index, cut in enumerate(cuts)), 1.0)
 
 
-def draw_colour_turn(rng: random.Random, changes: int, allowed: Sequence[Pair]) -> list[Pair]:
-    """`changes + 1` pairs of one shape whose neighbours in time differ clearly in colour; never black and white."""
+def draw_colour_turn(
+    rng: random.Random, changes: int, allowed: Sequence[Pair], *, some_of: Collection[Pair] = ()
+) -> list[Pair]:
+    """`changes + 1` pairs of one shape whose neighbours in time differ clearly in colour; never black and white; at
+    least one of `some_of`, if there are any."""
     while True:
         shape = rng.choice(allowed)[0]
         choice = [pair for pair in allowed if pair[0] == shape]
         pairs = [rng.choice(choice) for _ in range(changes + 1)]
         neighbours = all(are_distinct(a[1], b[1]) for a, b in itertools.pairwise(pairs))
-        if neighbours and not {"black", "white"} <= {colour for _, colour in pairs}:
+        wanted = not some_of or any(pair in some_of for pair in pairs)
+        if neighbours and wanted and not {"black", "white"} <= {colour for _, colour in pairs}:
             return pairs
 
 
@@ -133,7 +166,7 @@ def render_story(rng: random.Random, story: Story) -> np.ndarray:
     step = DIRECTIONS[story.direction] if story.direction else (0, 0)
     frames = np.empty((count, ground.height, ground.width, 3), dtype=np.uint8)  # [T, H, W, 3]
     for index in range(count):
-        done = index / (count - 1)
+        done = story.progress(index / (count - 1))
         shown = next(number for number, end in enumerate(story.ends) if index / count < end)
         thing = replace(
             story.thing,
@@ -145,6 +178,15 @@ def render_story(rng: random.Random, story: Story) -> np.ndarray:
         canvas = ground.copy()
         paste_thing(canvas, thing, side)
         frames[index] = np.asarray(canvas)
+    return film_noise(rng, frames)
+
+
+def film_noise(rng: random.Random, frames: np.ndarray) -> np.ndarray:
+    """(T, H, W, 3) uint8 with a camera's noise, new in every frame, by chance."""
+    if rng.random() < 0.2:
+        strength = rng.uniform(1, 6)
+        for frame in frames:
+            frame[:] = add_noise(rng, frame, strength)
     return frames
 
 
@@ -166,7 +208,7 @@ def render_digits(rng: random.Random, digits: Sequence[int], *, split: str) -> t
     count = round(seconds * fps)
     ends = draw_ends(rng, len(digits), MIN_COLOUR_SECONDS / seconds)
     shown = [next(number for number, end in enumerate(ends) if index / count < end) for index in range(count)]
-    return np.stack(stills)[shown], fps  # [T, H, W, 3]
+    return film_noise(rng, np.stack(stills)[shown]), fps  # [T, H, W, 3]
 
 
 def digit_ground(rng: random.Random) -> tuple[Ground, tuple[int, int, int]]:

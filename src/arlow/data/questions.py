@@ -65,7 +65,7 @@ def names_of(things: Sequence[Thing], index: int) -> dict[str, frozenset]:
 # Options of a scene, by type
 
 
-def shape_options(rng: random.Random, scene: Scene) -> list[Option]:
+def shape_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
     """What shape: of the only one, or of the only one of its colour."""
     things = scene.things
     options = []
@@ -80,7 +80,7 @@ def shape_options(rng: random.Random, scene: Scene) -> list[Option]:
     return options
 
 
-def colour_options(rng: random.Random, scene: Scene) -> list[Option]:
+def colour_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
     """What colour: of the only shape, or of the only one of its kind."""
     things = scene.things
     options = []
@@ -94,25 +94,41 @@ def colour_options(rng: random.Random, scene: Scene) -> list[Option]:
     return options
 
 
-def count_options(rng: random.Random, scene: Scene) -> list[Option]:
-    """How many: in all, of a shape, of a colour, of both."""
+def count_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
+    """How many: in all, of a shape, of a colour, of both; also of one or two pairs that are not there."""
     things = scene.things
-    words: list[tuple[str, int, object]] = [(rng.choice(["shapes", "objects"]), len(things), "all")] * 3
-    words += [(PLURALS[shape], sum(thing.shape == shape for thing in things), shape) for shape in SHAPES]
-    for colour in {*(thing.colour for thing in things), rng.choice(COLOURS)}:
-        words.append((f"{colour} shapes", sum(thing.colour == colour for thing in things), colour))
-    for shape, colour in {thing.pair for thing in things}:
-        number = sum(thing.pair == (shape, colour) for thing in things)
-        if number > 1:
-            words.append((f"{colour} {PLURALS[shape]}", number, (shape, colour)))
-    return [
-        Option(Turn("count", ask(rng, "count", word), str(number)), facts, facts)
-        for word, number, what in sorted(words, key=str)
-        for facts in [frozenset({("count", what)})]
+    doubtful = doubtful_colours(scene)
+    pairs = {thing.pair for thing in things}
+    gone = [pair for pair in allowed if pair not in pairs and pair[1] not in doubtful]
+    colours = {thing.colour for thing in things} | ({rng.choice(COLOURS)} - doubtful)
+    words: list[tuple[str, object]] = [(rng.choice(["shapes", "objects"]), "all")] * 3
+    words += [(PLURALS[shape], shape) for shape in SHAPES]
+    words += [(f"{colour} shapes", colour) for colour in sorted(colours)]
+    words += [
+        (f"{colour} {PLURALS[shape]}", (shape, colour)) for shape, colour in [*sorted(pairs), *rng.sample(gone, 2)]
     ]
+    options = []
+    for word, what in words:
+        counted = [
+            index for index, thing in enumerate(things) if what in ("all", thing.shape, thing.colour, thing.pair)
+        ]
+        fact = frozenset({("count", what)})
+        tells = fact | {("exists", what)}
+        if isinstance(what, tuple):
+            tells |= {(kind, index) for index in counted for kind in ("shape", "colour")}
+        options.append(Option(Turn("count", ask(rng, "count", word), str(len(counted))), tells, fact))
+    return options
 
 
-def larger_options(rng: random.Random, scene: Scene) -> list[Option]:
+def doubtful_colours(scene: Scene) -> set[str]:
+    """Colours that no shape has, but that an outline, a frame or the inside of an unfilled shape may show."""
+    seen = {"black"} if scene.ground.frame or any(thing.outline for thing in scene.things) else set()
+    return (seen | {"black", "white"} if any(thing.hollow for thing in scene.things) else seen) - {
+        thing.colour for thing in scene.things
+    }
+
+
+def larger_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
     """Which of two is larger; the answer is the name as the question gave it."""
     options = []
     for one, first in enumerate(scene.things):
@@ -145,10 +161,10 @@ def is_beside(first: Thing, second: Thing, side: str) -> bool | None:
     off = abs(down * (first.x - second.x) + across * (first.y - second.y))
     if along >= first.radius + second.radius and along >= off:
         return True
-    return False if along <= 0.3 * max(first.radius, second.radius) else None
+    return False if along <= 0.02 * max(first.radius, second.radius) else None
 
 
-def position_options(rng: random.Random, scene: Scene) -> list[Option]:
+def position_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
     """What is left of (right of, above, below) a shape, where exactly one is."""
     things = scene.things
     options = []
@@ -167,7 +183,7 @@ def position_options(rng: random.Random, scene: Scene) -> list[Option]:
     return options
 
 
-def position_yes_no_options(rng: random.Random, scene: Scene) -> list[Option]:
+def position_yes_no_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
     """Whether one shape is left of (right of, above, below) another."""
     things = scene.things
     options = []
@@ -190,21 +206,25 @@ def yes_no(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-def exists_options(rng: random.Random, scene: Scene, *, allowed: Sequence[Pair]) -> list[Option]:
-    """Is there a ...: what is there, and as many near misses: right in shape or in colour, but not both."""
-    things = scene.things
+def exists_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
+    """Is there a ...: what is there, and near misses: pairs whose shape or colour is there, or each of them but not
+    together; shapes and colours that are not there. Not asked is what an outline or the ground could be taken for."""
+    things, doubtful = scene.things, doubtful_colours(scene)
     # Sorted: a set of words has another order in every process.
     shapes, colours = sorted({thing.shape for thing in things}), sorted({thing.colour for thing in things})
     pairs = sorted({thing.pair for thing in things})
     present: list[tuple[str, object]] = [(article(f"{c} {s}"), (s, c)) for s, c in pairs]
     present += [(article(shape), shape) for shape in shapes]
-    present += [(rng.choice([f"anything {colour}", article(f"{colour} shape")]), colour) for colour in colours]
-    misses = [pair for pair in allowed if pair not in pairs and (pair[0] in shapes) + (pair[1] in colours)]
+    present += [(of_colour(rng, colour, scene), colour) for colour in colours]
+    misses = [
+        pair for pair in allowed
+        if pair not in pairs and pair[1] not in doubtful and (pair[0] in shapes or pair[1] in colours)
+    ]  # fmt: skip
     absent: list[tuple[str, object]] = [(article(f"{c} {s}"), (s, c)) for s, c in misses]
     absent = rng.sample(absent, min(len(absent), 4))
     absent += [(article(shape), shape) for shape in SHAPES if shape not in shapes]
-    gone = [colour for colour in COLOURS if colour not in colours]
-    absent += [(rng.choice([f"anything {c}", article(f"{c} shape")]), c) for c in rng.sample(gone, 2)]
+    gone = [colour for colour in COLOURS if colour not in colours and colour not in doubtful]
+    absent += [(of_colour(rng, colour, scene), colour) for colour in rng.sample(gone, 2)]
     options = []
     for words, what, truth in [(*item, True) for item in present] + [(*item, False) for item in absent]:
         facts = {
@@ -214,9 +234,42 @@ def exists_options(rng: random.Random, scene: Scene, *, allowed: Sequence[Pair])
             if truth and what in (thing.pair, thing.shape, thing.colour)
         }
         turn = Turn("exists", ask(rng, "exists", words), yes_no(truth))
-        fact = frozenset({("exists", what)})
-        options.append(Option(turn, frozenset(facts) | fact, frozenset(facts) | fact))
+        asks = frozenset(facts) | {("exists", what)}
+        options.append(Option(turn, asks if truth else asks | {("count", what)}, asks))
     return sorted(options, key=lambda option: option.turn.answer + option.turn.question)
+
+
+def of_colour(rng: random.Random, colour: str, scene: Scene) -> str:
+    """A shape of this colour; "anything" only where background, frame and outlines cannot be of it."""
+    shape = article(f"{colour} shape")
+    return shape if colour in ("black", "white") or scene.ground.tinted else rng.choice([f"anything {colour}", shape])
+
+
+def absent_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
+    """Questions that take for granted what is not so: the colour or shape of something absent, what lies on a side
+    where nothing does."""
+    things, options = scene.things, []
+    for shape in SHAPES:
+        if all(thing.shape != shape for thing in things):
+            fact = frozenset({("exists", shape)})
+            turn = Turn("absent", ask(rng, "colour", f"the {shape}"), f"there is no {shape}")
+            options.append(Option(turn, fact | {("count", shape)}, fact))
+    for colour in COLOURS:
+        if all(thing.colour != colour for thing in things) and colour not in doubtful_colours(scene):
+            fact = frozenset({("exists", colour)})
+            name = f"the {colour} " + rng.choice(["one", "object", "thing"])
+            turn = Turn("absent", ask(rng, "shape", name), f"there is no {colour} shape")
+            options.append(Option(turn, fact | {("count", colour)}, fact))
+    for index, thing in enumerate(things):
+        names = names_of(things, index)
+        others = [other for other in range(len(things)) if other != index]
+        for side in SIDES if names else ():
+            if all(is_beside(things[other], thing, side) is False for other in others):
+                name = rng.choice([*names])
+                question = ask(rng, "position", rng.choice(SIDE_WORDS[side]), name)
+                sides = frozenset(("side", frozenset((index, other))) for other in others)
+                options.append(Option(Turn("absent", question, "nothing"), names[name] | sides, sides))
+    return options
 
 
 SCENE_OPTIONS: dict[str, Callable[..., list[Option]]] = {
@@ -227,6 +280,7 @@ SCENE_OPTIONS: dict[str, Callable[..., list[Option]]] = {
     "position": position_options,
     "position_yes_no": position_yes_no_options,
     "exists": exists_options,
+    "absent": absent_options,
 }
 # Whose answers are drawn first, each as often: a model that always says the same is right as often as chance.
 SCENE_ANSWERS: dict[str, tuple[str, ...]] = {
@@ -235,31 +289,54 @@ SCENE_ANSWERS: dict[str, tuple[str, ...]] = {
     "count": ("0", "1", "2", "3", "4"),
     "position_yes_no": ("yes", "no"),
     "exists": ("yes", "no"),
-}
+    "absent": (
+        *["nothing"] * 6, *[f"there is no {shape}" for shape in SHAPES] * 2,
+        *[f"there is no {colour} shape" for colour in COLOURS],
+    ),
+}  # fmt: skip
+
+
+MOST_OF_TYPE = {"count": 1, "absent": 1, "exists": 1}  # turns of types that any scene allows
+MOST_OF_OTHERS = 3  # turns of each other type in a conversation
+RARITY = {"0": 0.4, "1": 0.5, "nothing": 6.0}  # weights of these answers, to others 1
 
 
 def options_of(rng: random.Random, scene: Scene, kind: str, *, allowed: Sequence[Pair]) -> list[Option]:
-    """Every question of type `kind` that this scene allows."""
-    if kind == "exists":
-        return exists_options(rng, scene, allowed=allowed)
-    return SCENE_OPTIONS[kind](rng, scene)
+    """Every question of type `kind` that this scene allows, naming no pair as absent that is not `allowed`."""
+    return SCENE_OPTIONS[kind](rng, scene, allowed)
 
 
 def pick_turns(
     rng: random.Random, first: Option, pools: dict[str, list[Option]], most: int, *, weights: dict[str, float]
 ) -> list[Turn]:
-    """`first` and up to `most - 1` others, each type at most twice: types by weight, nothing asked that an earlier
-    question told, and yes or no only where both could be the answer (else "no" would lead)."""
+    """`first` and up to `most - 1` others, types by weight among those that can be asked now,
+    nothing asked that an earlier question told, and yes or no only where both could be the answer (else "no" would
+    lead). Ends early, mostly, where only types are left that any scene allows: they would take the share of the others.
+    """
     chosen, told = [first], set(first.tells)
-    order = sorted([*pools] * 2, key=lambda kind: rng.random() ** (1 / weights[kind]), reverse=True)
-    for kind in order:
-        if len(chosen) >= most:
+    used = Counter([first.turn.type])
+    while len(chosen) < most:
+        fresh = {
+            kind: [option for option in pool if not option.asks & told]
+            for kind, pool in pools.items()
+            if used[kind] < MOST_OF_TYPE.get(kind, MOST_OF_OTHERS)
+        }
+        kinds = [
+            kind for kind, pool in fresh.items() if pool and not {one.turn.answer for one in pool} < {"yes", "no"}
+        ]
+        is_poor = MOST_OF_TYPE.keys() >= {*kinds}
+        if not kinds or (is_poor and len(chosen) > 1 and rng.random() < 0.7):
             break
-        fresh = [option for option in pools[kind] if not option.asks & told]
-        counts = Counter(option.turn.answer for option in fresh)
-        if not fresh or (counts.keys() < {"yes", "no"}):
-            continue
-        option = rng.choices(fresh, [1 / counts[option.turn.answer] for option in fresh])[0]
+        kind = rng.choices(kinds, [weights[kind] / (1 + used[kind]) for kind in kinds])[0]
+        option = pick_option(rng, fresh[kind])
         chosen.append(option)
         told |= option.tells
+        used[kind] += 1
     return [option.turn for option in chosen]
+
+
+def pick_option(rng: random.Random, options: Sequence[Option]) -> Option:
+    """One of these: every answer as often, however many questions have it."""
+    counts = Counter(option.turn.answer for option in options)
+    weights = [RARITY.get(option.turn.answer, 1.0) / counts[option.turn.answer] for option in options]
+    return rng.choices(options, weights)[0]

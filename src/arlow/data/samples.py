@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .captions import describe_digits, describe_scene, describe_story
 from .clips import (
@@ -17,11 +20,13 @@ from .clips import (
     draw_story,
     render_digits,
     render_story,
+    write_clip,
 )
 from .digits import digit_mask
-from .questions import SCENE_ANSWERS, SCENE_OPTIONS, Option, Turn, options_of, pick_turns
+from .questions import SCENE_ANSWERS, SCENE_OPTIONS, Option, Turn, options_of, pick_option, pick_turns
 from .scenes import (
     COLOURS,
+    MIN_SIDE,
     SHAPES,
     UNSEEN_PAIRS,
     Pair,
@@ -39,12 +44,14 @@ from .scenes import (
     render,
     render_ground,
     side_of,
+    stands_out,
 )
 from .text_questions import draw_text_turns, unknown_turn
 from .wordings import CAPTION, ask, vary
 
 
 MOST_TURNS = 6  # of one training sample
+MIN_PIXELS = 6  # radius of the smallest shape in a picture
 
 
 @dataclass
@@ -54,6 +61,17 @@ class Picture:
     pixels: np.ndarray
     quality: int | None = None
 
+    def save(self, folder: Path, stem: str) -> dict[str, str]:
+        """Write it to `folder/images/<stem>.png` or `.jpg`; its content item, whose path is relative to `folder`."""
+        image = Image.fromarray(self.pixels)
+        if self.quality is None:
+            path = f"images/{stem}.png"
+            image.save(folder / path, compress_level=1)
+        else:
+            path = f"images/{stem}.jpg"
+            image.save(folder / path, quality=self.quality)
+        return {"type": "image", "path": path}
+
 
 @dataclass
 class Clip:
@@ -62,6 +80,12 @@ class Clip:
     frames: np.ndarray
     fps: int
     quality: int = 23
+
+    def save(self, folder: Path, stem: str) -> dict[str, str]:
+        """Write it to `folder/videos/<stem>.mp4`; its content item, whose path is relative to `folder`."""
+        path = f"videos/{stem}.mp4"
+        write_clip(folder / path, self.frames, fps=self.fps, quality=self.quality)
+        return {"type": "video", "path": path}
 
 
 @dataclass
@@ -87,14 +111,16 @@ def film(rng: random.Random, frames: np.ndarray, fps: int) -> Clip:
 
 def picture_of(rng: random.Random, scene: Scene) -> Picture:
     """A picture of the scene, of any size."""
-    return shoot(rng, render(rng, scene, side_of(rng, scene.width, scene.height)))
+    least = math.ceil(MIN_PIXELS / min(thing.radius for thing in scene.things))
+    return shoot(rng, render(rng, scene, side_of(rng, scene.width, scene.height, least=max(MIN_SIDE, least))))
 
 
 # A picture of shapes
 
 
 SCENE_WEIGHTS = {
-    "shape": 2.0, "colour": 1.8, "count": 1.0, "larger": 1.0, "position": 1.8, "position_yes_no": 1.2, "exists": 1.0,
+    "shape": 3.0, "colour": 3.0, "count": 0.6, "larger": 2.0, "position": 3.5, "position_yes_no": 1.8, "exists": 0.5,
+    "absent": 0.25,
 }  # fmt: skip
 
 
@@ -125,7 +151,7 @@ def draw_kind(rng: random.Random, weights: dict[str, float], *, even: bool) -> s
 
 def draw_scene_of(rng: random.Random, split: str) -> Scene:
     """A scene of one to four shapes; in "unseen" at least one is a pair that training never shows."""
-    pairs = draw_pairs(rng, rng.choices((1, 2, 3, 4), (3, 3, 3, 2))[0], allowed_pairs(split))
+    pairs = draw_pairs(rng, rng.choices((1, 2, 3, 4), (2, 4, 4, 3))[0], allowed_pairs(split))
     if split == "unseen" and not UNSEEN_PAIRS & {*pairs}:  # none of these is black or white
         pairs[rng.randrange(len(pairs))] = rng.choice(sorted(UNSEEN_PAIRS))
     return draw_scene(rng, pairs)
@@ -133,13 +159,21 @@ def draw_scene_of(rng: random.Random, split: str) -> Scene:
 
 def draw_fitting(rng: random.Random, scene: Scene, split: str, kind: str, answer: str | None) -> Option | None:
     """A question of this type with this answer (None: any), if the scene allows one; in "unseen" about unseen pairs
-    where it is about one shape."""
+    where it is about one shape, and naming one where it can."""
     options = options_of(rng, scene, kind, allowed=allowed_pairs(split))
     fitting = [option for option in options if answer in (None, option.turn.answer)]
     if split == "unseen" and kind in ("shape", "colour"):
         unseen = {(kind, index) for index, thing in enumerate(scene.things) if thing.pair in UNSEEN_PAIRS}
         fitting = [option for option in fitting if option.asks & unseen]
-    return rng.choice(fitting) if fitting else None
+    elif split == "unseen":
+        fitting = [option for option in fitting if names_unseen(option.turn)] or fitting
+    return pick_option(rng, fitting) if fitting else None
+
+
+def names_unseen(turn: Turn) -> bool:
+    """Whether question or answer names a pair that training never shows."""
+    words = f"{turn.question} {turn.answer}".lower()
+    return any(f"{colour} {shape}" in words for shape, colour in UNSEEN_PAIRS)
 
 
 # Digits
@@ -176,8 +210,9 @@ def picture_of_digits(rng: random.Random, digits: Sequence[int], split: str) -> 
     side = side_of(rng, width / short, height / short) / short  # pixels of one digit's cell
     ground, ink = digit_ground(rng)
     canvas = render_ground(rng, ground, round(width * side), round(height * side))
+    # One size for all: asked is which number is larger, not which is written larger.
+    size = round(side * rng.uniform(0.7, 0.95) * min(1.0, width / len(digits)))
     for index, digit in enumerate(digits):
-        size = round(side * rng.uniform(0.7, 0.95) * min(1.0, width / len(digits)))
         mask = digit_mask(rng, digit, split=split, side=size)
         cell = canvas.width // len(digits)
         left = index * cell + rng.randint(0, max(0, cell - size))
@@ -190,8 +225,11 @@ def picture_of_digits(rng: random.Random, digits: Sequence[int], split: str) -> 
 
 CLIP_WEIGHTS = {
     "video_direction": 1.2, "video_colour": 0.8, "video_shape": 0.6, "video_size": 0.8, "video_changes": 1.4,
-    "video_digit": 1.2,
+    "video_digit": 1.2, "absent": 0.3,
 }  # fmt: skip
+
+
+STILL = {"video_direction": "it does not move", "video_size": "neither"}
 
 
 def make_clip(rng: random.Random, split: str, most: int) -> Sample:
@@ -203,24 +241,31 @@ def make_clip(rng: random.Random, split: str, most: int) -> Sample:
         clip = film(rng, *render_digits(rng, digits, split=split))
         return Sample([clip], [Turn(kind, ask(rng, kind), str(digits[-1]))])
     story = draw_story_about(rng, split, kind)
+    shape = story.thing.shape
+    name = f"the {shape}" if kind != "video_shape" and rng.random() < 0.3 else rng.choice(["the shape", "it"])
+    first, *others = clip_turns(rng, story, kind, name, count_changes=most == 1 or kind == "video_changes")
+    return Sample([film(rng, render_story(rng, story), story.fps)], [first, *others][:most])
+
+
+def clip_turns(rng: random.Random, story: Story, kind: str, name: str, *, count_changes: bool) -> list[Turn]:
+    """The questions a story allows, about the shape by this name: one of type `kind`, then the others by chance."""
     facts = {
         "video_direction": story.direction,
         "video_colour": story.colours[0] if len(story.colours) == 1 else None,
-        "video_shape": story.thing.shape,
+        "video_shape": story.thing.shape if name in ("it", "the shape") else None,
         "video_size": story.size,
-        "video_changes": str(len(story.colours) - 1) if most == 1 or kind == "video_changes" else None,
+        "video_changes": str(len(story.colours) - 1) if count_changes else None,
     }
-    others = [other for other, answer in facts.items() if answer is not None and other != kind]
-    rng.shuffle(others)
-    name = (
-        f"the {story.thing.shape}" if kind != "video_shape" and rng.random() < 0.3 else rng.choice(["the shape", "it"])
-    )
-    if name not in ("it", "the shape"):
-        others = [other for other in others if other != "video_shape"]
     if kind == "video_changes":  # one colour asked for would mean no change
-        others = [other for other in others if other != "video_colour"]
-    turns = [Turn(asked, ask(rng, asked, name), facts[asked] or "") for asked in [kind, *others][:most]]
-    return Sample([film(rng, render_story(rng, story), story.fps)], turns)
+        facts["video_colour"] = None
+    turns = [Turn(asked, ask(rng, asked, name), answer) for asked, answer in facts.items() if answer is not None]
+    # What does not happen: the answers are those of questions that take it for granted that it does.
+    nothing = [(asked, answer) for asked, answer in STILL.items() if facts[asked] is None]
+    if nothing and (kind == "absent" or rng.random() < 0.15):
+        asked, answer = nothing[0] if rng.random() < 0.7 else nothing[-1]
+        turns.append(Turn("absent", ask(rng, asked, name), answer))
+    rng.shuffle(turns)
+    return sorted(turns, key=lambda turn: turn.type != kind)
 
 
 def draw_digit_turn(rng: random.Random) -> list[int]:
@@ -242,8 +287,10 @@ def draw_story_about(rng: random.Random, split: str, kind: str | None) -> Story:
     direction = rng.choice([*DIRECTIONS]) if kind == "video_direction" or rng.random() < 0.4 else None
     chance = 1.0 if kind == "video_size" else 0.2
     size = rng.choice(["grows", "shrinks"]) if rng.random() < chance else None
+    if kind == "absent" and direction and size:
+        direction, size = rng.choice([(None, size), (direction, None)])
     if changes:
-        pairs = draw_colour_turn(rng, changes, allowed_pairs(split))
+        pairs = draw_colour_turn(rng, changes, allowed_pairs(split), some_of=UNSEEN_PAIRS if split == "unseen" else ())
     else:
         shape = rng.choice(SHAPES)
         colour = rng.choice(COLOURS) if split != "unseen" else ""
@@ -308,6 +355,8 @@ def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Sce
     if {"black", "white"} <= {one.colour for one in both}:
         return None
     ground = draw_ground(rng, both)
+    if not stands_out([one.rgb for one in both], ground):
+        return None
     scenes = replace(before, ground=ground), replace(before, things=tuple(after), ground=ground)
     return scenes if change != "number" or rng.random() < 0.5 else scenes[::-1]
 

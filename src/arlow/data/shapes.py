@@ -14,16 +14,15 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..errors import message
-from .clips import write_clip
-from .samples import MAKERS, MOST_TURNS, Clip, Picture, Sample
+from .samples import MAKERS, MOST_TURNS, Sample
 from .text_documents import draw_document
+from .text_questions import evaluation_turn
 
 
 Spread = Callable[..., Iterable]
@@ -31,6 +30,9 @@ Spread = Callable[..., Iterable]
 SPLITS = ("train", "validation", "test", "unseen")
 TASKS = (*MAKERS, "texts")
 SEED_STRIDE = 10_000_000  # samples per task and seed
+ROW_BYTES = {"picture": 20_000, "digit": 25_000, "clip": 50_000, "two_images": 35_000, "image_and_clip": 65_000,
+             "text": 1_000, "caption": 30_000, "texts": 300}  # fmt: skip  # on the disk, about
+MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 
 # How many samples of each task a preset writes, at scale 1.
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
@@ -56,7 +58,11 @@ def make_sample(task: str, *, split: str, seed: int) -> Sample:
         raise ValueError(message("task", task, f"expected one of {', '.join(MAKERS)}"))
     check_split(split)
     rng = random.Random(f"arlow shapes {task} {split} {seed}")
-    sample = MAKERS[task](rng, split, MOST_TURNS if split == "train" else 1)
+    if task == "text" and split != "train":
+        index, group = seed % SEED_STRIDE, seed // SEED_STRIDE
+        sample = Sample(turns=[evaluation_turn(rng, split, index=index, seed=group)])
+    else:
+        sample = MAKERS[task](rng, split, MOST_TURNS if split == "train" else 1)
     sample.text_first = rng.random() < 0.2
     return sample
 
@@ -95,12 +101,18 @@ def write_dataset(
     Raises:
         ValueError: an unknown split or task, a count below 0.
         FileExistsError: `folder` holds a `data.jsonl` already.
-        OSError: `folder` cannot be written.
+        OSError: `folder` cannot be written, or the disk has too little room.
     """
     check_split(split)
     check_counts(counts)
+    check_workers(workers)
+    path = Path(folder)
+    if (path / "data.jsonl").exists():
+        raise FileExistsError(message("folder", str(path), "holds a data.jsonl already", "choose another folder"))
+    make_folder(path)
+    check_room(path, [counts])
     with started(workers) as spread:
-        return _write_split(empty_folder(folder), split=split, counts=counts, seed=seed, spread=spread)
+        return _write_split(path, split=split, counts=counts, seed=seed, spread=spread)
 
 
 def check_counts(counts: dict[str, int]) -> None:
@@ -112,25 +124,48 @@ def check_counts(counts: dict[str, int]) -> None:
             raise ValueError(message(f"counts[{task!r}]", count, f"expected a whole number, 0..{SEED_STRIDE}"))
 
 
-def empty_folder(folder: str | os.PathLike) -> Path:
-    """The folder, made and found writable; raises where it holds a dataset or cannot be written."""
-    path = Path(folder)
-    if (path / "data.jsonl").exists():
-        raise FileExistsError(message("folder", str(path), "holds a data.jsonl already", "choose another folder"))
+def make_folder(path: Path) -> None:
+    """Make the folder; raises `OSError` where it cannot be written."""
     try:
         for name in ("images", "videos"):
             (path / name).mkdir(parents=True, exist_ok=True)
         (path / "data.jsonl.part").touch()
     except OSError as error:
         raise OSError(message("folder", str(path), f"cannot be written ({error.strerror})")) from error
-    return path
+
+
+def check_room(path: Path, splits: Iterable[dict[str, int]]) -> None:
+    """Raise `OSError` where the disk has too little room for these counts, by rows of average size and a tenth."""
+    needed = sum(ROW_BYTES[task] * count for counts in splits for task, count in counts.items()) * 1.1
+    free = shutil.disk_usage(path).free
+    if needed > free:
+        what = f"needs about {needed / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free"
+        raise OSError(message("folder", str(path), what, "free some, or take a smaller scale"))
+
+
+def is_done(path: Path, made: dict[str, Any]) -> bool:
+    """Whether `path` holds the whole dataset of these arguments; raises `FileExistsError` if it holds another one."""
+    if not (path / "data.jsonl").exists():
+        return False
+    try:
+        found = json.loads((path / MADE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found != made:
+        raise FileExistsError(
+            message("folder", str(path), "holds a data.jsonl of other arguments", "choose another folder")
+        )
+    return True
+
+
+def check_workers(workers: int) -> None:
+    if workers < 0:
+        raise ValueError(message("workers", workers, "expected 0 or more processes"))
 
 
 @contextlib.contextmanager
 def started(workers: int) -> Iterator[Spread]:
     """A `map` that keeps the order, over this many processes; 0: in this one."""
-    if workers < 0:
-        raise ValueError(message("workers", workers, "expected 0 or more processes"))
     if workers == 0:
         yield map
         return
@@ -163,7 +198,7 @@ def write_sample(job: tuple[str, int], *, folder: Path, split: str, seed: int) -
     media = []
     for position, item in enumerate(sample.media):
         stem = name if len(sample.media) == 1 else f"{name}-{position + 1}"
-        media.append(save_clip(folder, stem, item) if isinstance(item, Clip) else save_picture(folder, stem, item))
+        media.append(item.save(folder, stem))
     return {"id": f"{split}-{name}", **conversation(sample, media)}
 
 
@@ -177,23 +212,6 @@ def conversation(sample: Sample, media: list[dict[str, Any]]) -> dict[str, Any]:
         messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
     return {"messages": messages, "types": [turn.type for turn in sample.turns]}
-
-
-def save_picture(folder: Path, stem: str, picture: Picture) -> dict[str, Any]:
-    image = Image.fromarray(picture.pixels)
-    if picture.quality is None:
-        path = f"images/{stem}.png"
-        image.save(folder / path, compress_level=1)
-    else:
-        path = f"images/{stem}.jpg"
-        image.save(folder / path, quality=picture.quality)
-    return {"type": "image", "path": path}
-
-
-def save_clip(folder: Path, stem: str, clip: Clip) -> dict[str, Any]:
-    path = f"videos/{stem}.mp4"
-    write_clip(folder / path, clip.frames, fps=clip.fps, quality=clip.quality)
-    return {"type": "video", "path": path}
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -211,21 +229,23 @@ def write(
     out: str | os.PathLike, *, preset: str = "tiny", scale: float = 1.0, seed: int = 0, workers: int = 0
 ) -> dict[str, Path]:
     """Write every split of a preset below `out` (`out/train`, ...), its counts times `scale`; the paths of their
-    `data.jsonl` by split. Raises as `write_dataset`, before anything is written."""
+    `data.jsonl` by split. Splits that are there already, whole and of the same arguments, stay as they are: a run that
+    was stopped goes on. Raises as `write_dataset`, before anything is written."""
     if preset not in PRESETS:
         raise ValueError(message("preset", preset, f"expected one of {', '.join(PRESETS)}"))
     if not 0 < scale <= 1000:
         raise ValueError(message("scale", scale, "expected a factor over 0"))
-    chosen = PRESETS[preset]
-    folders = {split: empty_folder(Path(out) / split) for split in chosen}
+    check_workers(workers)
+    made: dict[str, dict[str, Any]] = {
+        split: {"seed": seed, "counts": {task: max(1, round(count * scale)) for task, count in counts.items()}}
+        for split, counts in PRESETS[preset].items()
+    }
+    missing = [split for split in made if not is_done(Path(out) / split, made[split])]
+    for split in missing:
+        make_folder(Path(out) / split)
+    check_room(Path(out), [made[split]["counts"] for split in missing])
     with started(workers) as spread:
-        return {
-            split: _write_split(
-                folders[split],
-                split=split,
-                counts={task: max(1, round(count * scale)) for task, count in counts.items()},
-                seed=seed,
-                spread=spread,
-            )
-            for split, counts in chosen.items()
-        }
+        for split in missing:
+            write_lines(Path(out) / split / MADE, [made[split]])
+            _write_split(Path(out) / split, split=split, **made[split], spread=spread)
+    return {split: Path(out) / split / "data.jsonl" for split in made}

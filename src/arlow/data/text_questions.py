@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import zlib
+from collections import Counter
 from collections.abc import Callable
 
 from .questions import Turn, yes_no
@@ -196,12 +198,18 @@ def comparison_turn(rng: random.Random, split: str) -> Turn:
 
 def backwards_turn(rng: random.Random, split: str) -> Turn:
     word = draw_word(rng, split)
-    return Turn("text_backwards", rng.choice(WORDINGS_BACKWARDS).format(word), " ".join(reversed(word)))
+    question = vary(rng, rng.choice(WORDINGS_BACKWARDS).format(quoted(rng, word)))
+    return Turn("text_backwards", question, " ".join(reversed(word)))
 
 
 def spelling_turn(rng: random.Random, split: str) -> Turn:
     word = draw_word(rng, split)
-    return Turn("text_spelling", rng.choice(WORDINGS_SPELLING).format(word), " ".join(word))
+    return Turn("text_spelling", vary(rng, rng.choice(WORDINGS_SPELLING).format(quoted(rng, word))), " ".join(word))
+
+
+def quoted(rng: random.Random, word: str) -> str:
+    """`word`, sometimes in quotation marks."""
+    return rng.choice(["{}"] * 7 + ['"{}"', "'{}'", '"{}"']).format(word)
 
 
 @functools.lru_cache(maxsize=1)
@@ -312,3 +320,35 @@ def draw_text_turns(rng: random.Random, split: str, count: int) -> list[Turn]:
         turn = TEXT_TURNS[rng.choices([*TEXT_TURNS], weights)[0]](rng, split)
         turns[plain(turn.question)] = turn
     return [*turns.values()]
+
+
+MOST_DISTINCT = 600  # questions of one type that are drawn without replacement
+
+
+def evaluation_turn(rng: random.Random, split: str, *, index: int, seed: int) -> Turn:
+    """Question `index` of an evaluation split: the types in turn, none asked twice while there are others."""
+    kind = [*TEXT_TURNS][index % len(TEXT_TURNS)]
+    turns, place = distinct_turns(kind, split, seed), index // len(TEXT_TURNS)
+    if place >= len(turns) == MOST_DISTINCT:
+        return TEXT_TURNS[kind](rng, split)
+    return turns[place % len(turns)]
+
+
+@functools.lru_cache(maxsize=64)
+def distinct_turns(kind: str, split: str, seed: int) -> tuple[Turn, ...]:
+    """Up to MOST_DISTINCT different questions of one type: first those about different things, then other wordings."""
+    rng = random.Random(f"arlow distinct {kind} {split} {seed}")
+    turns: dict[str, Turn] = {}
+    missed = 0
+    while len(turns) < MOST_DISTINCT and missed < 300:
+        turn = TEXT_TURNS[kind](rng, split)
+        missed = missed + 1 if plain(turn.question) in turns else 0
+        turns.setdefault(plain(turn.question), turn)
+    asked: Counter[str] = Counter()
+    rounds = {}
+    for question, turn in turns.items():
+        fact = " ".join(sorted(re.findall(r"\d+", question))) or question
+        fact = turn.answer if kind in ("text_backwards", "text_spelling") else fact
+        rounds[question] = asked[fact]
+        asked[fact] += 1
+    return tuple(turns[question] for question in sorted(rounds, key=rounds.__getitem__))

@@ -31,7 +31,7 @@ DIGIT = {
     "digit_sum": ["What is the sum of the two digits?", "Add the two digits.", "What do the two digits add up to?",
                   "What is the sum of the digits in the picture?"],
     "digit_larger": ["Which digit is larger?", "What is the larger of the two digits?",
-                     "Which of the two digits is bigger?", "What is the larger digit?"],
+                     "Which of the two numbers is larger?", "What is the larger number?"],
 }  # fmt: skip
 CLIP = {
     "video_direction": ["Which way does {} move?", "In which direction does {} move?", "Where does {} move?",
