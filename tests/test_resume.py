@@ -119,16 +119,19 @@ def test_half_written_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> 
 
 @pytest.mark.slow
 def test_sigterm_stops_with_a_checkpoint(tmp_path: Path) -> None:
-    """SIGTERM: the step in hand, a checkpoint, one line, exit code 143; the same command goes on bit for bit."""
+    """SIGTERM to the whole group of processes: the step in hand, a checkpoint, one line, exit code 143; the same
+    command goes on bit for bit."""
     whole, fields = unbroken(tmp_path, max_steps=60, save_steps=50, workers=2, eval_share=0.0)
     config = write_yaml(tmp_path / "recipe.yaml", fields)
     words = [sys.executable, "-m", "arlow.cli", "train", "text", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout is not None
     while not process.stdout.readline().startswith("step 5/"):
         assert process.poll() is None
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
     newest = newest_checkpoint(tmp_path / "out")

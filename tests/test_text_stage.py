@@ -165,6 +165,8 @@ def test_reader_without_text(tmp_path: Path) -> None:
     source = numbered(tmp_path / "a.jsonl", 2)
     with pytest.raises(ValueError, match="holds no text for reader 3 of 3; use fewer workers"):
         next(read_forever([source], nothing_bad(), seed=0, shuffle=0, reader=Reader(2, 3)))
+    with pytest.raises(ValueError, match="holds no text"):  # all of it belongs to the evaluation
+        next(read_forever([source], nothing_bad(), seed=0, shuffle=0, reader=Reader(), held_out=1.0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

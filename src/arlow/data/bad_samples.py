@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from ..errors import cut, message, shorten
@@ -35,7 +34,7 @@ class BadSamples:
                 line = json.dumps({"sample": sample, "error": cut(f"{type(error).__name__}: {error}")})
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.path, "a", encoding="utf-8") as file:  # one write: whole lines from every process
-                    file.write(line + os.linesep)
+                    file.write(line + "\n")
         if len(self.seen) > self.limit:
             where = f"; all are listed in {shorten(str(self.path))}" if self.path else ""
             problem = f"{len(self.seen)} samples cannot be read, the last is {shorten(sample)}{where}"

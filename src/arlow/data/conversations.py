@@ -82,7 +82,7 @@ class JsonLines:
             line = file.readline()
         try:
             row = json.loads(line)
-        except ValueError as error:  # bad JSON and bad UTF-8 alike
+        except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike, and brackets without end
             raise ValueError(f"not JSON ({error})") from error
         return _resolved(row, self.path.parent)
 

@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import logging
+import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def _read_files(paths: Sequence[str], field: str, document: str) -> Iterator[Rec
                 yield from _read_text(path, document)
             else:
                 yield from _read_json_lines(path, field)
-        except (OSError, EOFError, zlib.error) as error:  # gone, truncated, not what its name says
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # gone, truncated, not what its name says
             yield _bad(path, f"cannot be read on: {error}")
 
 
@@ -253,19 +254,27 @@ def read_once(sources: Sequence[Source], bad_samples: BadSamples) -> Iterator[st
 
 
 def read_forever(
-    sources: Sequence[Source], bad_samples: BadSamples, *, seed: int, shuffle: int, reader: Reader
+    sources: Sequence[Source],
+    bad_samples: BadSamples,
+    *,
+    seed: int,
+    shuffle: int,
+    reader: Reader,
+    held_out: float = 0.0,
 ) -> Iterator[str]:
     """The texts of one reader, without end: each source goes round again on its own when it is through.
 
     Args:
         shuffle: texts among which the next is drawn (the files are shuffled, too); 0: the order of the files. Every
             pass has an order of its own.
+        held_out: share of the texts that belongs to the evaluation and is left out.
 
     Raises:
         ValueError: a whole pass has no text for this reader.
         TooManyBadSamples: see [`BadSamples`].
     """
-    streams = [_passes(source, bad_samples, seed=seed, shuffle=shuffle, reader=reader) for source in sources]
+    options: dict[str, Any] = {"seed": seed, "shuffle": shuffle, "reader": reader, "held_out": held_out}
+    streams = [_passes(source, bad_samples, **options) for source in sources]
     if len(streams) == 1:
         yield from streams[0]
     weights = np.array([source.weight for source in sources])
@@ -276,7 +285,9 @@ def read_forever(
             yield next(streams[min(int(np.searchsorted(ends, point, side="right")), len(streams) - 1)])
 
 
-def _passes(source: Source, bad_samples: BadSamples, *, seed: int, shuffle: int, reader: Reader) -> Iterator[str]:
+def _passes(
+    source: Source, bad_samples: BadSamples, *, seed: int, shuffle: int, reader: Reader, held_out: float
+) -> Iterator[str]:
     from datasets.distributed import split_dataset_by_node
 
     stream = source.open()
@@ -288,8 +299,9 @@ def _passes(source: Source, bad_samples: BadSamples, *, seed: int, shuffle: int,
             share.set_epoch(lap)
         empty = True
         for text in _texts(_records(share), bad_samples):
-            empty = False
-            yield text
+            if not is_held_out(text, held_out):
+                empty = False
+                yield text
         if empty:
             problem = f"holds no text for reader {reader.index + 1} of {reader.count}"
             raise ValueError(message("data", source.name, problem, "use fewer workers or devices"))
@@ -406,8 +418,8 @@ class TextStream(IterableDataset):
         own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         reader = Reader(self.device.index * workers + own, self.device.count * workers)
         logging.getLogger("datasets.iterable_dataset").setLevel(logging.ERROR)
-        texts = read_forever(self.sources, self.bad_samples, seed=self.seed, shuffle=self.shuffle, reader=reader)
-        kept = (text for text in texts if not is_held_out(text, self.held_out))
-        rows = pack(tokenize(kept, self.tokenizer), self.length)
+        options: dict[str, Any] = {"seed": self.seed, "shuffle": self.shuffle, "held_out": self.held_out}
+        texts = read_forever(self.sources, self.bad_samples, reader=reader, **options)
+        rows = pack(tokenize(texts, self.tokenizer), self.length)
         batches = len(range(own, self.batches, workers))
         return itertools.islice(rows, batches * self.batch_size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType, get_int_from_env
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -119,8 +122,9 @@ def _check_disk(folder: Path, size: int, count: int) -> None:
 
 
 def checkpoint_bytes(model: torch.nn.Module) -> int:
-    """Weights as they are, and AdamW's two float32 averages of those that are trained."""
-    parameters = list(model.parameters())
+    """Weights as they are, and AdamW's two float32 averages of those that are trained; of an adapted model the adapter
+    alone is saved."""
+    parameters = [p for p in model.parameters() if p.requires_grad or not hasattr(model, "peft_config")]
     weights = sum(p.numel() * p.element_size() for p in parameters)
     return weights + sum(8 * p.numel() for p in parameters if p.requires_grad)
 
@@ -337,6 +341,15 @@ def _unpadded_tokens(batch: dict[str, Any]) -> torch.Tensor | int:
     return batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
 
 
+def own_group(first: Callable[[int], None] | None, worker: int) -> None:
+    """Begins a loader process: in a process group of its own, so that a signal to the run's group (`timeout`, a
+    scheduler) reaches the training process, which still needs its loaders for a clean stop."""
+    if os.name == "posix":
+        os.setpgid(0, 0)
+    if first is not None:
+        first(worker)
+
+
 class ArlowTrainer(Trainer):
     """The stock Trainer, with learning rates by part of the model, and speed and remaining time in every log."""
 
@@ -353,6 +366,11 @@ class ArlowTrainer(Trainer):
             # Accelerate 1.15 shares a model out among GPUs only; on CPUs it would train whole copies without a word.
             state.distributed_type = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = partial(own_group, loader.worker_init_fn)
+        return loader
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from ..data.text_stream import Reader, Source, TextStream, collate, is_held_out,
 from ..errors import message
 from ..modeling_arlow import ArlowForCausalLM
 from ..tokenization_arlow import ArlowTokenizer
-from .loop import ArlowTrainer, check_output, newest_checkpoint, run, training_arguments
+from .loop import ArlowTrainer, check_output, newest_checkpoint, own_group, run, training_arguments
 from .recipe import CommonRecipe, FilePath
 
 
@@ -278,6 +279,7 @@ class TextTrainer(ArlowTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             multiprocessing_context="fork" if workers else None,
+            worker_init_fn=partial(own_group, None),
         )
         # As of one process: what is not shared out already, Accelerate would share out.
         options = {"num_processes": 1, "process_index": 0, "dispatch_batches": False}
