@@ -202,7 +202,7 @@ def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.Monkey
     for start in (lambda: write_dataset(tmp_path / "a", split="train", counts={"clip": 500}), lambda: write(tmp_path)):
         with pytest.raises(OSError, match=r"needs about .* MB, the disk has 1 MB free"):
             start()
-    assert not list(tmp_path.rglob("*.mp4")) and not list(tmp_path.rglob("*.jsonl"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_writer_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:

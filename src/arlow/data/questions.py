@@ -309,10 +309,9 @@ def options_of(rng: random.Random, scene: Scene, kind: str, *, allowed: Sequence
 def pick_turns(
     rng: random.Random, first: Option, pools: dict[str, list[Option]], most: int, *, weights: dict[str, float]
 ) -> list[Turn]:
-    """`first` and up to `most - 1` others, types by weight among those that can be asked now,
-    nothing asked that an earlier question told, and yes or no only where both could be the answer (else "no" would
-    lead). Ends early, mostly, where only types are left that any scene allows: they would take the share of the others.
-    """
+    """`first` and up to `most - 1` others: types by weight among those that can be asked now, nothing asked that an
+    earlier question told, and yes or no only where both could be the answer (else "no" would lead). It mostly ends
+    where only types are left that any scene allows: they would take the share of the others."""
     chosen, told = [first], set(first.tells)
     used = Counter([first.turn.type])
     while len(chosen) < most:

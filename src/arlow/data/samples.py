@@ -26,6 +26,7 @@ from .digits import digit_mask
 from .questions import SCENE_ANSWERS, SCENE_OPTIONS, Option, Turn, options_of, pick_option, pick_turns
 from .scenes import (
     COLOURS,
+    LINE,
     MIN_SIDE,
     SHAPES,
     UNSEEN_PAIRS,
@@ -364,7 +365,8 @@ def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Sce
 def changed(rng: random.Random, thing: Thing, pair: Pair) -> Thing:
     """`thing` where it is, of another shape or colour."""
     if pair[0] != thing.shape:
-        return replace(thing, shape=pair[0], points=corners(rng, pair[0]))
+        line = thing.line / LINE[thing.shape] * LINE[pair[0]]
+        return replace(thing, shape=pair[0], points=corners(rng, pair[0]), line=line)
     return replace(thing, colour=pair[1], rgb=colour_value(rng, pair[1]))
 
 

@@ -34,7 +34,7 @@ COLOUR_RANGES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[f
     "green": ((80, 160), (0.5, 1), (0.35, 1)),
     "blue": ((198, 245), (0.55, 1), (0.45, 1)),
     "purple": ((262, 302), (0.42, 1), (0.4, 0.95)),
-    "black": ((0, 360), (0, 0.3), (0, 0.2)),
+    "black": ((0, 360), (0, 0.15), (0, 0.2)),
     "white": ((0, 360), (0, 0.05), (0.93, 1)),
 }
 DARK, DARK_SATURATION = 0.55, 0.75  # below this value a colour is at least this saturated: else it looks grey or black
@@ -439,7 +439,7 @@ def paste_frame(canvas: Image.Image, frame: Frame) -> None:
         draw.rectangle((inset, inset, right, bottom), outline=frame.rgb, width=wide)
     else:
         draw.line([(inset, inset), (inset, bottom), (right, bottom)], fill=frame.rgb, width=wide)
-    for tick in range(1, frame.ticks + 1):
+    for tick in range(1, frame.ticks + 1 if inset > 2 else 0):  # there is room for them
         x, y = (round(inset + (end - inset) * tick / (frame.ticks + 1)) for end in (right, bottom))
         length = max(2, min(inset, short // 40))
         draw.line([(x, bottom), (x, bottom + length)], fill=frame.rgb, width=wide)

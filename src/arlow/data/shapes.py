@@ -30,7 +30,7 @@ Spread = Callable[..., Iterable]
 SPLITS = ("train", "validation", "test", "unseen")
 TASKS = (*MAKERS, "texts")
 SEED_STRIDE = 10_000_000  # samples per task and seed
-ROW_BYTES = {"picture": 20_000, "digit": 25_000, "clip": 50_000, "two_images": 35_000, "image_and_clip": 65_000,
+ROW_BYTES = {"picture": 20_000, "digit": 25_000, "clip": 75_000, "two_images": 35_000, "image_and_clip": 75_000,
              "text": 1_000, "caption": 30_000, "texts": 300}  # fmt: skip  # on the disk, about
 MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 
@@ -109,8 +109,8 @@ def write_dataset(
     path = Path(folder)
     if (path / "data.jsonl").exists():
         raise FileExistsError(message("folder", str(path), "holds a data.jsonl already", "choose another folder"))
-    make_folder(path)
     check_room(path, [counts])
+    make_folder(path)
     with started(workers) as spread:
         return _write_split(path, split=split, counts=counts, seed=seed, spread=spread)
 
@@ -137,7 +137,8 @@ def make_folder(path: Path) -> None:
 def check_room(path: Path, splits: Iterable[dict[str, int]]) -> None:
     """Raise `OSError` where the disk has too little room for these counts, by rows of average size and a tenth."""
     needed = sum(ROW_BYTES[task] * count for counts in splits for task, count in counts.items()) * 1.1
-    free = shutil.disk_usage(path).free
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
     if needed > free:
         what = f"needs about {needed / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free"
         raise OSError(message("folder", str(path), what, "free some, or take a smaller scale"))
@@ -241,9 +242,9 @@ def write(
         for split, counts in PRESETS[preset].items()
     }
     missing = [split for split in made if not is_done(Path(out) / split, made[split])]
+    check_room(Path(out), [made[split]["counts"] for split in missing])
     for split in missing:
         make_folder(Path(out) / split)
-    check_room(Path(out), [made[split]["counts"] for split in missing])
     with started(workers) as spread:
         for split in missing:
             write_lines(Path(out) / split / MADE, [made[split]])
