@@ -132,7 +132,7 @@ def kill(run: Path, keep: str) -> None:
     for left in run.iterdir():
         if left.is_dir() and left.name.startswith("checkpoint-") and left.name != keep:
             shutil.rmtree(left)
-        elif left.is_file() and left.name != "recipe.yaml":
+        elif left.is_file() and left.name not in ("recipe.yaml", "run.json"):
             left.unlink()
 
 

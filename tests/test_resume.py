@@ -164,6 +164,9 @@ def test_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
         assert len(str(caught.value)) < 300
     with pytest.raises(ValueError, match=r"output_dir=.*already holds a run"):
         train("text", **{**fields, "resume": "never"})
+    (out / "run.json").write_text('{"processes": 2}')
+    with pytest.raises(ValueError, match=r"^processes=1: the run in output_dir began with 2"):
+        train("text", **fields)
     (out / "recipe.yaml").write_text("- 1")
     with pytest.raises(ValueError, match=r"has checkpoints but no recipe\.yaml"):
         train("text", **fields)

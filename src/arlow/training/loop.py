@@ -37,6 +37,7 @@ from .recipe import CommonRecipe, write_recipe
 
 
 RECIPE_NAME = "recipe.yaml"
+RUN_NAME = "run.json"  # what else the order of the data hangs on: the number of processes
 STATE_NAME = "trainer_state.json"  # the Trainer writes it last: a checkpoint that has it is complete
 # What may differ between a run and its resumption without changing what is computed.
 FREE_TO_CHANGE = {
@@ -163,6 +164,13 @@ def _check_same_recipe(recipe: CommonRecipe, path: Path) -> None:
         if name not in FREE_TO_CHANGE - recipe.never_free and before.get(name) != value:
             problem = f"the run in output_dir began with {shorten(before.get(name))}"
             raise ValueError(message(name, value, problem, "use that value or another output_dir"))
+    try:
+        processes = json.loads((path.parent / RUN_NAME).read_text(encoding="utf-8"))["processes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(message("output_dir", str(path.parent), f"has checkpoints but no {RUN_NAME}")) from None
+    if processes != _world_size():
+        problem = f"the run in output_dir began with {processes}: every process would go on with other data"
+        raise ValueError(message("processes", _world_size(), problem))
 
 
 # Training
@@ -222,6 +230,7 @@ def run(
     PartialState().wait_for_everyone()  # all have looked at the output before one writes to it
     if arguments.should_save:
         write_recipe(recipe, recipe.output_dir / RECIPE_NAME)
+        (recipe.output_dir / RUN_NAME).write_text(json.dumps({"processes": _world_size()}) + "\n", encoding="utf-8")
         _remove_incomplete(recipe.output_dir)
     try:
         with stop.listening():
