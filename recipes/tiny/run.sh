@@ -27,7 +27,7 @@ train() {  # train STAGE key=value...
     step "$stage" "$arlow" train "$stage" "recipes/tiny/$stage.yaml" seed="$SEED" output_dir="$run/$stage" "$@"
 }
 
-[ -d "$data" ] || OMP_NUM_THREADS=1 step data sh -c "rm -rf $data.part && $arlow data shapes $data.part --workers $cores && mv $data.part $data"
+OMP_NUM_THREADS=1 step data "$arlow" data shapes "$data" --workers "$cores"  # splits that are whole stay
 train text
 train vision-mae
 train align vision="$run/vision-mae" text="$run/text"

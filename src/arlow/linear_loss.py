@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_LOGITS = 2**25  # of one chunk: 256 tokens over 131,072 words, 128 MiB in float32
 WORDS = 2**14  # whose gradient is added at a time
 CHUNK_TOKENS = 256  # where the vocabulary is not known beforehand
-IGNORED = -100
+IGNORED = -100  # a label that is left out of the loss
 
 
 class LanguageHead(nn.Linear):

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from ..chat_template import Prompt, media_of
 from ..errors import message
+from ..linear_loss import IGNORED
 from ..positions import get_rope_index
 from ..processing_arlow import ArlowProcessor
 from .draws import Draws
@@ -32,7 +33,6 @@ from .draws import Draws
 KINDS = ("image", "video")
 COLUMNS = {"image": "images", "video": "videos"}  # of a row, for parts that name no source
 PIXELS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
-IGNORED = -100  # a label that is left out of the loss
 NO_FILE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")  # a URL or data URI; a single letter is a drive of Windows
 RAW = {"do_rescale": False, "do_normalize": False}  # samples 0..255: kept as uint8, normalised in the batch
 

@@ -26,10 +26,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import cut, message, shorten
+from ..linear_loss import IGNORED
 from .bad_samples import BadSamples
 
 
-IGNORED = -100
 RECORDS_AT_ONCE = 64  # tokenised in one call
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet",)

@@ -27,11 +27,11 @@ from .adapters import check_vocabulary, load_model
 from .chat import ChatRecipe, Part, freeze, prepare_to_answer, train_on_chats
 from .loop import check_output, newest_checkpoint
 from .recipe import FilePath
+from .vision_mae import ENCODER
 
 
 logger = logging.get_logger(__name__)
 
-ENCODER = "vision_encoder"  # the folder of a checkpoint of vision-mae that holds the encoder
 FIRST_RUN = "merger"  # the folder of output_dir for the run before `then_everything`
 
 

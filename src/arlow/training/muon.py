@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -56,7 +57,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def make_muon(
-    model: nn.Module,
+    model: PreTrainedModel,
     *,
     learning_rate: Callable[[str], float],
     weight_decay: float,
@@ -69,7 +70,7 @@ def make_muon(
         learning_rate: of a weight, by its name.
         decayed: names of the weights that decay.
     """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head = model.get_output_embeddings()
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
     groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
 
