@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from chat_samples import chat_processor, conversations, quiet, save_towers, text_config, write_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -142,6 +143,8 @@ def test_both_runs_resume_exactly(home: Path, tmp_path: Path, phase: str) -> Non
     then = {"max_steps": 4, "learning_rate": 1e-3, "learning_rates": {"vision": 1e-4}}
     fields = {"max_steps": 4, "save_steps": 2, "keep_checkpoints": 5, "then_everything": then, "schedule": "cosine"}
     whole = align(home, tmp_path / "whole", **fields)
+    written = yaml.safe_load((whole / "recipe.yaml").read_text())
+    assert written["then_everything"]["learning_rates"] == {"vision": 1e-4} and written["seed"] == 0  # as given
     shutil.copytree(whole, tmp_path / "killed")
     if phase == "merger":
         shutil.copytree(whole / "merger", tmp_path / "first")

@@ -71,7 +71,7 @@ WRONG = {
     "max_steps=null": "give either max_steps or epochs",
     "max_steps=0": "max_steps=0: Input should be greater than 0",
     "precision=fp16": "precision='fp16': needs a GPU; use bf16 or fp32",
-    "optimizer=adamm": "recipe: adamm is not a valid OptimizerNames",
+    "optimizer=adamm": "optimizer='adamm': no such optimizer; did you mean '",
     "schedule_options={num_cycle: 1}": "schedule_options={'num_cycle': 1}: cosine does not take these",
     "schedule=warmup_stable_decay": "schedule_options={}: warmup_stable_decay does not take these",
     "trainer={lerning_rate: 1}": "trainer got an unexpected keyword argument 'lerning_rate'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -37,6 +38,20 @@ def test_every_pass_visits_every_item_once(size: int, laps: int, seed: int) -> N
         assert sorted(item for item, _ in samples[lap * size : (lap + 1) * size]) == list(range(size))
     again = draws(list(range(size)), size * laps, seed=seed)
     assert [again[i] for i in reversed(range(len(again)))] == samples[::-1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(passes=st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), seed=st.integers(0, 5))
+def test_passes_over_different_items(passes: list[int], seed: int) -> None:
+    """Where passes differ, each takes all of its own items, and after the last the first comes again."""
+    items = list(range(sum(passes)))
+    order = {"count": 2 * len(items), "seed": seed, "bad_samples": BadSamples(None), "passes": passes}
+    data = Draws(items, item_and_chance, **order)
+    drawn = [data[i][0] for i in range(len(data))]
+    ends = np.cumsum([0, *passes])
+    for lap in (0, len(items)):
+        for first, end in itertools.pairwise(ends):
+            assert sorted(drawn[lap + first : lap + end]) == list(range(first, end))
 
 
 def test_passes_and_seeds_differ() -> None:

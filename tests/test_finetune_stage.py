@@ -156,6 +156,7 @@ def test_bad_samples(home: Path, tmp_path: Path) -> None:
 REFUSED = {
     "model of nothing": ({"model": Path("nowhere")}, OSError, "nowhere"),
     "missing data": ({"data": "nowhere.jsonl"}, OSError, "nowhere.jsonl"),
+    "missing held-out data": ({"eval_data": "nowhere.jsonl"}, OSError, "eval_data='nowhere.jsonl'"),
     "no data": ({"data": []}, ValueError, "data"),
     "a part that is none": ({"freeze": ["head"]}, ValueError, "freeze"),
     "all frozen": ({"freeze": ["text", "vision", "merger"]}, ValueError, "nothing to train"),

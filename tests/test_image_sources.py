@@ -250,6 +250,20 @@ def test_mixed_draws(share: float) -> None:
     assert found[4321] == MixedDraws(lambda count: Counting("image"), lambda count: Counting("video"), **order)[4321]
 
 
+@pytest.mark.parametrize("readers", [4, 6])
+def test_mixed_draws_leave_each_worker_its_part(readers: int) -> None:
+    """Of a stream in parts, the worker that loads every `readers`-th batch meets one part only, clips or not."""
+    size = 2
+    order = {"share": 0.25, "count": 4800, "batch_size": size, "seed": 4, "readers": readers}
+    draws = MixedDraws(lambda count: Counting("image"), lambda count: Counting("video"), **order)
+    found = [draws[i] for i in range(len(draws))]
+    for i, (_, draw) in enumerate(found):
+        assert draw // size % readers == i // size % readers
+    for name in ("image", "video"):
+        of_kind = [draw for kind, draw in found if kind == name]
+        assert of_kind == list(range(len(of_kind)))
+
+
 # Pixels
 
 

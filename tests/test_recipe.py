@@ -73,6 +73,9 @@ WRONG_FIELDS = [
     ({"max_steps": None}, "give either max_steps or epochs"),
     ({"epochs": 1}, "give either max_steps or epochs"),
     ({"deepspeed": "nowhere.json"}, "deepspeed='nowhere.json': no such file"),
+    ({"deepspeed": __file__}, "test_recipe.py': not JSON ("),
+    ({"optimizer": "adamw_torhc"}, "optimizer='adamw_torhc': no such optimizer; did you mean 'adamw_torch'?"),
+    ({"optimizer": "zzz"}, "optimizer='zzz': no such optimizer"),
     ({"report_to": ["mlflow"]}, "report_to.0='mlflow': Input should be 'tensorboard' or 'wandb'"),
     ({"seed": 2**70}, None),
 ]
@@ -132,7 +135,20 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
 def test_overrides_are_yaml() -> None:
     """Words of a command line: numbers, lists, nothing, fields of fields, equals signs in values."""
     words = ["a=1e-3", "b.c=[1, x]", "b.d=null", "e=x=y", "f="]
-    assert parse_overrides(words) == {"a": 1e-3, "b": {"c": [1, "x"], "d": None}, "e": "x=y", "f": None}
+    assert parse_overrides(words) == {"a": 1e-3, "b.c": [1, "x"], "b.d": None, "e": "x=y", "f": None}
+
+
+def test_overrides_replace_fields_or_fields_of_fields(tmp_path: Path) -> None:
+    """`a.b=1` sets one field of a field; `a={b: 1}` is all there is of it then."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("output_dir: x\nmax_steps: 1\nschedule_options: {one: 1, two: 2}\n")
+    for words, expected in (
+        (["schedule_options.two=3"], {"one": 1, "two": 3}),
+        (["schedule_options={two: 3}"], {"two": 3}),
+        (["schedule_options.a.b=1"], {"one": 1, "two": 2, "a": {"b": 1}}),
+        (["schedule_options={two: 3}", "schedule_options.one=4"], {"two": 3, "one": 4}),
+    ):
+        assert read_recipe(SmallRecipe, path, **parse_overrides(words)).schedule_options == expected
 
 
 @pytest.mark.parametrize(

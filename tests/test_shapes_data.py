@@ -47,6 +47,8 @@ COUNTS = {
     "image_and_clip": 2,
     "text": 8,
     "caption": 4,
+    "sheet": 3,
+    "plain_sheet": 3,
     "texts": 20,
 }
 
@@ -114,7 +116,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_seeds_and_splits_never_share_a_sample() -> None:
     """No picture, digit or clip comes up in two splits or under two seeds."""
-    for task in ("picture", "digit", "two_images", "caption"):
+    for task in ("picture", "digit", "two_images", "caption", "sheet"):
         prints = [fingerprint(make_sample(task, split=split, seed=seed)) for split in SPLITS for seed in range(15)]
         assert len(set(prints)) == len(prints), task
 
@@ -135,7 +137,8 @@ def test_rows_are_conversations_whose_media_open(written: Path) -> None:
     for split in ("train", "test"):
         captions = rows_of(written / split / "captions.jsonl")
         assert [row["types"] for row in captions] == [["caption"]] * COUNTS["caption"]
-        rows = rows_of(written / split / "data.jsonl") + captions
+        sheets = [row for name in ("sheets", "plain_sheets") for row in rows_of(written / split / f"{name}.jsonl")]
+        rows = rows_of(written / split / "data.jsonl") + captions + sheets
         assert len(rows) == sum(COUNTS.values()) - COUNTS["texts"]
         assert len({row["id"] for row in rows}) == len(rows)
         assert len(rows_of(written / split / "texts.jsonl")) == COUNTS["texts"]
@@ -173,7 +176,7 @@ def test_preset_writes_all_splits_scaled(tmp_path: Path) -> None:
     assert set(paths) == set(SPLITS)
     for split, path in paths.items():
         wanted = {task: max(1, round(count * 0.0004)) for task, count in shapes.PRESETS["tiny"][split].items()}
-        for elsewhere in ("texts", "caption"):  # files of their own
+        for elsewhere in ("texts", *shapes.FILES):  # files of their own
             wanted.pop(elsewhere, None)
         assert Counter(row["id"].split("-")[1] for row in rows_of(path)) == wanted
     for other in ({"seed": 6}, {"seed": 5, "scale": 0.0005}):
@@ -340,7 +343,7 @@ def test_yes_and_no_are_balanced_in_training_too(monkeypatch: pytest.MonkeyPatch
 def test_unseen_pairs_are_never_named_in_training() -> None:
     """No question, answer, caption or document of training names a held-out pair; their parts are all named."""
     texts = list(pretraining_texts("train", count=3000))
-    for task in ("picture", "two_images", "text", "caption"):
+    for task in ("picture", "two_images", "text", "caption", "sheet", "plain_sheet"):
         for seed in range(250):
             for turn in make_sample(task, split="train", seed=seed).turns:
                 texts.append(f"{turn.question} {turn.answer}")

@@ -74,6 +74,26 @@ def test_picture_answers_are_what_the_pixels_show(clean: None, split: str) -> No
     assert min(asked.values()) >= 20
 
 
+@pytest.mark.parametrize("task", ["sheet", "plain_sheet"])
+def test_sheets_are_read_row_by_row(clean: None, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every word of the answer names the shape in its place of the grid."""
+    monkeypatch.setattr("arlow.data.sheets.finish", lambda rng, canvas: np.asarray(canvas))
+    monkeypatch.setattr("arlow.data.sheets.GRIDS", ((2, 3),))
+    monkeypatch.setattr("arlow.data.sheets.LEAST_TILE", 120)
+    shapes = 0
+    for seed in range(20):
+        sample = make_sample(task, split="train", seed=seed)
+        tiles = pixels_of(sample.media[0]).reshape(2, 120, 3, 120, 3).transpose(0, 2, 1, 3, 4).reshape(6, 120, 120, 3)
+        words = re.split("[,;] ", sample.turns[0].answer)
+        assert len(words) == 6 and sample.turns[0].answer.count(";") == 1
+        for tile, word in zip(tiles, words, strict=True):
+            if not word.isdigit():
+                (seen,) = read_picture(tile)
+                assert f"{seen.colour} {seen.shape}" == word
+                shapes += 1
+    assert shapes > 40
+
+
 def test_larger_and_beside_leave_no_doubt(clean: None) -> None:
     """What is called larger covers at least 1.4 times as many pixels."""
     for seed in range(200):

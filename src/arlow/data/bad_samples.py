@@ -8,6 +8,9 @@ from pathlib import Path
 from ..errors import cut, message, shorten
 
 
+LIST_NAME = "bad_samples.jsonl"  # in a run's output_dir
+
+
 class TooManyBadSamples(ValueError):
     """More samples are unreadable than the recipe allows."""
 
@@ -29,8 +32,8 @@ class BadSamples:
             TooManyBadSamples: this one is over the limit.
         """
         if sample not in self.seen:
-            self.seen |= {sample} | self._listed()
-            if self.path is not None and sample not in self._listed():
+            self.seen |= {sample} | self.listed()
+            if self.path is not None and sample not in self.listed():
                 line = json.dumps({"sample": sample, "error": cut(f"{type(error).__name__}: {error}")})
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.path, "a", encoding="utf-8") as file:  # one write: whole lines from every process
@@ -40,7 +43,8 @@ class BadSamples:
             problem = f"{len(self.seen)} samples cannot be read, the last is {shorten(sample)}{where}"
             raise TooManyBadSamples(message("bad_samples_limit", self.limit, problem)) from error
 
-    def _listed(self) -> set[str]:
+    def listed(self) -> set[str]:
+        """The samples in the file, whichever process wrote them."""
         if self.path is None or not self.path.is_file():
             return set()
         return {sample for line in self.path.read_text(encoding="utf-8").splitlines() if (sample := _sample(line))}

@@ -30,6 +30,11 @@ def size_word(radius: float) -> str:
     return "small" if radius < SMALL else "large" if radius > LARGE else "medium"
 
 
+def name_of(thing: Thing) -> str:
+    """Colour and shape: "red circle"."""
+    return f"{thing.colour} {thing.shape}"
+
+
 def place_of(thing: Thing, width: float, height: float) -> str:
     """Where in the picture a shape is, by thirds."""
     return PLACES[third(thing.x / width), third(thing.y / height)]
@@ -38,7 +43,7 @@ def place_of(thing: Thing, width: float, height: float) -> str:
 def describe_scene(scene: Scene, form: int) -> str:
     """The caption of a scene in one of three forms."""
     order = sorted(scene.things, key=lambda thing: (third(thing.y / scene.height), thing.x))
-    names = [f"{size_word(thing.radius)} {thing.colour} {thing.shape}" for thing in order]
+    names = [f"{size_word(thing.radius)} {name_of(thing)}" for thing in order]
     places = [place_of(thing, scene.width, scene.height) for thing in order]
     parts = [f"{article(name)} {place}" for name, place in zip(names, places, strict=True)]
     if form == 0:

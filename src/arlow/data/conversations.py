@@ -43,14 +43,14 @@ RAW = {"do_rescale": False, "do_normalize": False}  # samples 0..255: kept as ui
 class JsonLines:
     """The rows of a JSONL file, found by byte offset: the file is not held in memory.
 
-    Media paths are relative to the file's folder.
+    Media paths are relative to the file's folder. `field` is what messages call the file.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it has no rows, or the first is no conversation.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, field: str = "data") -> None:
         self.path = path
         ends, numbers, sizes = [], [], []
         at = 0
@@ -63,15 +63,15 @@ class JsonLines:
                         sizes.append(_guess(line))
                     at += len(line)
         except OSError as error:
-            raise OSError(message("data", str(path), f"cannot be read ({error.strerror or error})")) from error
+            raise OSError(message(field, str(path), f"cannot be read ({error.strerror or error})")) from error
         if not ends:
-            raise ValueError(message("data", str(path), "has no rows"))
+            raise ValueError(message(field, str(path), "has no rows"))
         self.offsets, self.numbers = np.array(ends), np.array(numbers)
         self.sizes = np.array(sizes)  # guessed tokens of each row
         try:
             _check_row(self[0])
         except ValueError as error:
-            raise ValueError(message("data", self.name(0), str(error))) from error
+            raise ValueError(message(field, self.name(0), str(error))) from error
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -98,7 +98,9 @@ class Table:
         ValueError: there is no such data set or split, or it has no rows or no column `messages`.
     """
 
-    def __init__(self, name: str, *, config: str | None = None, split: str = "train") -> None:
+    def __init__(
+        self, name: str, *, config: str | None = None, split: str = "train", field: str = "data.dataset"
+    ) -> None:
         try:
             import datasets
         except ImportError as error:
@@ -114,10 +116,10 @@ class Table:
             else:
                 rows = datasets.load_dataset(name, config, split=split)
         except Exception as error:  # each of its readers has errors of its own
-            raise ValueError(message("dataset", name, " ".join(str(error).split()))) from error
+            raise ValueError(message(field, name, " ".join(str(error).split()))) from error
         if len(rows) == 0 or "messages" not in rows.column_names:
             problem = "has no rows" if len(rows) == 0 else f"has no column messages, only {rows.column_names}"
-            raise ValueError(message("dataset", name, problem))
+            raise ValueError(message(field, name, problem))
         self.rows = rows
         self.sizes = np.zeros(len(rows), dtype=np.int64)
 
@@ -225,10 +227,14 @@ class Conversations:
     def __post_init__(self) -> None:
         self._starts = np.cumsum([0, *(len(rows) for rows, _ in self.sources)])
         shares = [Fraction(round(10 * weight), 10) for _, weight in self.sources]
-        laps = lcm(*(share.denominator for share in shares))
         numbers = [np.arange(*self._starts[i : i + 2]) for i in range(len(shares))]
-        self.items = np.concatenate([np.tile(n, int(share * laps)) for n, share in zip(numbers, shares, strict=True)])
-        self.epoch = len(self.items) // laps  # samples of one pass; `items` holds `laps` of them
+        # Half of a source: every other row in one pass, the others in the next, and then the same again.
+        laps = [
+            np.concatenate([_part(n, share, lap) for n, share in zip(numbers, shares, strict=True)])
+            for lap in range(lcm(*(share.denominator for share in shares)))
+        ]
+        self.items, self.passes = np.concatenate(laps), [len(lap) for lap in laps]
+        self.epoch = max(1, len(self.items) // len(laps))  # samples of one pass
         self.sizes = np.concatenate([rows.sizes for rows, _ in self.sources])
         ids = {kind: getattr(self.processor, f"{kind}_token_id") for kind in KINDS}
         self._type_of = np.zeros(max(ids.values()) + 1, dtype=np.int64)
@@ -322,6 +328,13 @@ class Conversations:
         if self.cache and key is not None:
             self._media[key] = media
         return media
+
+
+def _part(rows: np.ndarray, share: Fraction, lap: int) -> np.ndarray:
+    """The rows that a pass takes: as often as the whole part of `share` says, and of the rest in turn some of them."""
+    whole, rest = divmod(share.numerator, share.denominator)
+    chosen = (np.arange(len(rows)) - lap * rest) % share.denominator < rest
+    return np.concatenate([np.tile(rows, whole), rows[chosen]])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The order of training data: draw number -> item, the same on any machine, with any number of workers, after a stop.
 
-A run of N samples is a list of N draws. Draw `i` stands in pass `i // len(items)`; every pass visits every item once,
-in an order of its own. All that is random in a sample (a mask, a crop) comes from a generator made from seed and draw.
+A run of N samples is a list of N draws, pass after pass over the items, each in an order of its own. All that is
+random in a sample (a mask, a crop) comes from a generator made from seed and draw.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Draws(Dataset):
         seed: of the order and of every sample's `rng`.
         bad_samples: where unreadable items are written down; another item is drawn for them.
         name: `name(item)`, how an unreadable item is called there.
+        passes: items of each pass, where `items` holds several different ones, one after the other.
 
     Raises:
         ValueError: there are no items.
@@ -42,11 +43,13 @@ class Draws(Dataset):
         seed: int,
         bad_samples: BadSamples,
         name: Callable[[Any], str] = str,
+        passes: Sequence[int] | None = None,
     ) -> None:
         if not len(items):
             raise ValueError(message("data", 0, "no items to draw from"))
         self.items, self.load, self.count, self.seed = items, load, count, seed
         self.bad_samples, self.name = bad_samples, name
+        self._ends = np.cumsum(passes or [len(items)])
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -66,7 +69,11 @@ class Draws(Dataset):
 
     def index(self, draw: int) -> int:
         """Which item a draw takes."""
-        lap, place = divmod(draw, len(self.items))
+        round_, place = divmod(draw, len(self.items))
+        kind = int(np.searchsorted(self._ends, place, side="right"))
+        lap = round_ * len(self._ends) + kind
+        first = int(self._ends[kind - 1]) if kind else 0
         if lap != self._order[0]:
-            self._order = lap, np.random.default_rng((self.seed, lap, 1)).permutation(len(self.items))
-        return int(self._order[1][place])
+            rng = np.random.default_rng((self.seed, lap, 1))
+            self._order = lap, first + rng.permutation(int(self._ends[kind]) - first)
+        return int(self._order[1][place - first])

@@ -229,20 +229,21 @@ class _Position:
 
 
 class MixedDraws(Dataset):
-    """Draws of pictures and of clips in one order, whole batches of either.
+    """Draws of pictures and of clips in one order, whole rounds of `readers` batches of either: so a worker that reads
+    one part of a stream meets no other part of it.
 
-    Of every `BLOCK` batches the same number, `share`, are clips, at places that follow from the seed: the shares hold
+    Of every `BLOCK` rounds the same number, `share`, are clips, at places that follow from the seed: the shares hold
     exactly, and draw `i` says at once which draw of its own kind it is.
     """
 
-    BLOCK = 1000  # batches
+    BLOCK = 1000  # rounds
 
     def __init__(
         self, images: Callable[[int], Dataset], videos: Callable[[int], Dataset], *, share: float, count: int,
-        batch_size: int, seed: int,
+        batch_size: int, seed: int, readers: int = 1,
     ) -> None:  # fmt: skip
         self.videos_of_block = round(share * self.BLOCK)
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.count, self.round, self.seed = count, readers * batch_size, seed
         self.images, self.videos = images(count), videos(count)
         self._block: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))
 
@@ -250,19 +251,19 @@ class MixedDraws(Dataset):
         return self.count
 
     def __getitem__(self, draw: int) -> Any:
-        batch, place = divmod(draw, self.batch_size)
-        block, inside = divmod(batch, self.BLOCK)
+        number, place = divmod(draw, self.round)
+        block, inside = divmod(number, self.BLOCK)
         if block != self._block[0]:
             is_video = np.zeros(self.BLOCK, dtype=bool)
             order = np.random.default_rng((self.seed, block, 2)).permutation(self.BLOCK)
             is_video[order[: self.videos_of_block]] = True
             self._block = block, is_video, np.cumsum(is_video)
         _, is_video, videos = self._block
-        before = int(videos[inside]) - int(is_video[inside])  # video batches before this one, in its block
+        before = int(videos[inside]) - int(is_video[inside])  # rounds of clips before this one, in its block
         if is_video[inside]:
-            return self.videos[(block * self.videos_of_block + before) * self.batch_size + place]
-        number = block * (self.BLOCK - self.videos_of_block) + inside - before
-        return self.images[number * self.batch_size + place]
+            return self.videos[(block * self.videos_of_block + before) * self.round + place]
+        pictures = block * (self.BLOCK - self.videos_of_block) + inside - before
+        return self.images[pictures * self.round + place]
 
 
 # Folders, datasets, shards

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,9 @@ from .scenes import (
     side_of,
     stands_out,
 )
+from .sheets import draw_sheet
 from .text_questions import draw_text_turns, unknown_turn
-from .wordings import CAPTION, ask, vary
+from .wordings import CAPTION, SHEET, ask, vary
 
 
 MOST_TURNS = 6  # of one training sample
@@ -423,6 +425,12 @@ def make_caption(rng: random.Random, split: str, most: int) -> Sample:
     return Sample([media], [Turn("caption", CAPTION[form].format(f"the {name}"), answer)])
 
 
+def make_sheet(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
+    """A sheet of little pictures, read row by row."""
+    pixels, answer = draw_sheet(rng, split, plain=plain)
+    return Sample([shoot(rng, pixels)], [Turn("sheet", vary(rng, rng.choice(SHEET)), answer)])
+
+
 def make_text(rng: random.Random, split: str, most: int) -> Sample:
     """Questions without media."""
     return Sample([], draw_text_turns(rng, split, rng.randint(1, most)))
@@ -436,4 +444,6 @@ MAKERS: dict[str, Callable[[random.Random, str, int], Sample]] = {
     "image_and_clip": make_image_and_clip,
     "text": make_text,
     "caption": make_caption,
+    "sheet": make_sheet,
+    "plain_sheet": partial(make_sheet, plain=True),
 }

@@ -58,8 +58,8 @@ UNSEEN_PAIRS: frozenset[Pair] = frozenset(
 ALL_PAIRS: tuple[Pair, ...] = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 SEEN_PAIRS: tuple[Pair, ...] = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
 
-MIN_RADIUS = 0.07  # of the short side
-MIN_HOLLOW = 0.11  # radius of the smallest unfilled shape
+MIN_RADIUS = 0.1  # of the short side
+MIN_HOLLOW = 0.14  # radius of the smallest unfilled shape
 LARGEST_RADIUS = {1: 0.44, 2: 0.3, 3: 0.26, 4: 0.23}  # by how many shapes there are
 MIN_CONTRAST = 175  # redmean distance wanted between a shape and its background; black to white is 765
 LEAST_CONTRAST = 150  # where several colours on one background leave no more
@@ -178,9 +178,9 @@ def draw_look(rng: random.Random, pair: Pair, radius: float, rgb: RGB) -> dict[s
     shape, colour = pair
     look: dict[str, Any] = {"sharp": rng.random() < 0.1}
     is_coloured = colour not in ("black", "white")
-    if radius > MIN_HOLLOW and rng.random() < 0.14:
+    if radius > MIN_HOLLOW and rng.random() < 0.05:
         look |= {"hollow": True, "line": rng.uniform(0.14, 0.28) * LINE[shape]}
-    elif is_coloured and rng.random() < 0.2:
+    elif is_coloured and rng.random() < 0.12:
         look["outline"] = rng.choice([(0, 0, 0), (rgb[0] // 2, rgb[1] // 2, rgb[2] // 2)])
         look["line"] = rng.choice([0.08, rng.uniform(0.05, 0.15)]) * LINE[shape]
     if is_coloured and rng.random() < 0.1:
@@ -190,24 +190,23 @@ def draw_look(rng: random.Random, pair: Pair, radius: float, rgb: RGB) -> dict[s
 
 def corners(rng: random.Random, shape: str) -> np.ndarray:
     """(K, 2) corners of one `shape` within the unit circle around its middle, turned and stretched a little."""
-    turn = rng.choice([0.0, 0.0, rng.gauss(0, 0.12), rng.uniform(-math.pi, math.pi)])
+    turn = rng.choices([0.0, rng.gauss(0, 0.12), rng.uniform(-math.pi, math.pi)], (6, 3, 1))[0]
     stretch = rng.uniform(0.96, 1.0)
     if shape == "circle":
-        points = on_circle(np.linspace(0, 2 * math.pi, 72, endpoint=False))
+        points = REGULAR["circle"]
     elif shape == "square":
-        points = on_circle(np.arange(4) * math.pi / 2 + math.pi / 4)
-        if rng.random() < 0.1:
-            points = rounded_square(rng.uniform(0.08, 0.18))
+        points = rounded_square(rng.uniform(0.08, 0.18)) if rng.random() < 0.05 else REGULAR["square"]
     elif shape == "triangle":
-        points = triangle(rng, rng.choices(["equilateral", "right", "scalene"], (8, 1, 1))[0])
+        points = triangle(rng, rng.choices(["equilateral", "right", "scalene"], (18, 1, 1))[0])
         stretch = rng.choice([1.0, rng.uniform(0.8, 1.0)])
     else:
-        tips = rng.choice([4, 5, 5, 5, 5, 5, 5, 5, 6, 6])
+        tips = rng.choices([4, 5, 6], (1, 17, 2))[0]
         fat = {4: (0.25, 0.45), 5: (0.3, 0.5), 6: (0.36, 0.56)}[tips]
         inner = rng.choice([0.38 if tips == 5 else sum(fat) / 2, rng.uniform(*fat)])
         radii = np.where(np.arange(2 * tips) % 2 == 0, 1.0, inner)
         points = on_circle(np.arange(2 * tips) * math.pi / tips - math.pi / 2) * radii[:, None]
-    points[:, rng.randrange(2)] *= stretch
+    axis = rng.randrange(2)
+    points = points * np.where(np.arange(2) == axis, stretch, 1.0)
     cosine, sine = math.cos(turn), math.sin(turn)
     return points @ np.array([[cosine, sine], [-sine, cosine]])  # [K, 2]
 
@@ -215,6 +214,15 @@ def corners(rng: random.Random, shape: str) -> np.ndarray:
 def on_circle(angles: np.ndarray) -> np.ndarray:
     """(K, 2) points of the unit circle at (K,) angles in radians."""
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+# Whole and upright, (K, 2) corners of each shape within the unit circle.
+REGULAR: dict[str, np.ndarray] = {
+    "circle": on_circle(np.linspace(0, 2 * math.pi, 72, endpoint=False)),
+    "square": on_circle(np.arange(4) * math.pi / 2 + math.pi / 4),
+    "triangle": on_circle(np.arange(3) * 2 * math.pi / 3 - math.pi / 2),
+    "star": on_circle(np.arange(10) * math.pi / 5 - math.pi / 2) * np.where(np.arange(10) % 2, 0.38, 1.0)[:, None],
+}
 
 
 def triangle(rng: random.Random, kind: str) -> np.ndarray:
@@ -280,10 +288,17 @@ def place(
     return None
 
 
-def draw_scene(rng: random.Random, pairs: Sequence[Pair], *, least_radius: float = MIN_RADIUS) -> Scene:
-    """A scene of these pairs, in this order: sizes, places and background by chance, nothing overlaps."""
+def draw_scene(
+    rng: random.Random,
+    pairs: Sequence[Pair],
+    *,
+    least_radius: float = MIN_RADIUS,
+    size: tuple[float, float] | None = None,
+) -> Scene:
+    """A scene of these pairs, in this order: sizes, places and background by chance, nothing overlaps. `size`: width
+    and height, the shorter 1; default: by chance."""
     while True:
-        width, height = draw_size(rng)
+        width, height = size or draw_size(rng)
         things: list[Thing] = []
         for pair in pairs:
             low, high = math.log(least_radius), math.log(LARGEST_RADIUS[len(pairs)])
@@ -298,6 +313,13 @@ def draw_scene(rng: random.Random, pairs: Sequence[Pair], *, least_radius: float
                 continue  # such as dark blue beside white
             room = min(min(one.x, width - one.x, one.y, height - one.y) - one.radius for one in things)
             return Scene(width, height, tuple(things), replace(ground, frame=draw_frame(rng, ground, room)))
+
+
+def make_plain(scene: Scene) -> Scene:
+    """The scene with whole, upright shapes on one colour."""
+    look: dict[str, Any] = {"hollow": False, "outline": None, "shade": 1.0, "sharp": False}
+    things = tuple(replace(thing, points=REGULAR[thing.shape], **look) for thing in scene.things)
+    return replace(scene, things=things, ground=Ground((scene.ground.corners[0],) * 4))
 
 
 def stands_out(inks: Sequence[RGB], ground: Ground) -> bool:
@@ -337,7 +359,7 @@ def ground_for(rng: random.Random, inks: Sequence[RGB], *, colours: Collection[s
         bands = {"dark": bands["dark"], "dusk": (0.1, 0.3)}
     elif "black" in colours:
         bands.pop("dark")
-    kind = rng.choice(["plain", "noisy", "gradient", "gradient, noisy"])
+    kind = rng.choices(["plain", "noisy", "gradient", "gradient, noisy"], (5, 2, 2, 1))[0]
     for attempt in range(200):
         low, high = bands[rng.choice(["light", *bands])] if "light" in bands else bands[rng.choice([*bands])]
         base = _ground_colour(rng, low, high)
@@ -347,8 +369,8 @@ def ground_for(rng: random.Random, inks: Sequence[RGB], *, colours: Collection[s
         if all(contrast(ink, corner) > MIN_CONTRAST - attempt // 4 for ink in inks for corner in corner_colours):
             break
     one, two, three, four = corner_colours
-    noise = rng.uniform(4, 18) if "noisy" in kind else 0.0
-    return Ground((one, two, three, four), noise, rng.choice([1, 1, 2, 3, 6]))
+    noise = rng.uniform(4, 14) if "noisy" in kind else 0.0
+    return Ground((one, two, three, four), noise, rng.choice([1, 1, 2, 3, 4]))
 
 
 def _tint(rng: random.Random, *, is_dark: bool) -> RGB:

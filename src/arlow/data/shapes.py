@@ -30,8 +30,12 @@ Spread = Callable[..., Iterable]
 SPLITS = ("train", "validation", "test", "unseen")
 TASKS = (*MAKERS, "texts")
 SEED_STRIDE = 10_000_000  # samples per task and seed
-ROW_BYTES = {"picture": 20_000, "digit": 25_000, "clip": 75_000, "two_images": 35_000, "image_and_clip": 75_000,
-             "text": 1_000, "caption": 30_000, "texts": 300}  # fmt: skip  # on the disk, about
+ROW_BYTES = {  # on the disk, about
+    "picture": 20_000, "digit": 25_000, "clip": 75_000, "two_images": 35_000, "image_and_clip": 75_000,
+    "text": 1_000, "caption": 30_000, "texts": 300, "sheet": 40_000, "plain_sheet": 20_000,
+}  # fmt: skip
+FILES = {"caption": "captions.jsonl", "sheet": "sheets.jsonl", "plain_sheet": "plain_sheets.jsonl"}
+INDEX = "data.jsonl"  # of all other tasks
 MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 
 # How many samples of each task a preset writes, at scale 1.
@@ -49,7 +53,8 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
 
 
 def make_sample(task: str, *, split: str, seed: int) -> Sample:
-    """One sample of `task` ("picture", "digit", "clip", "two_images", "image_and_clip", "text", "caption") in memory.
+    """One sample of `task` ("picture", "digit", "clip", "two_images", "image_and_clip", "text", "caption", "sheet",
+    "plain_sheet") in memory.
 
     The same (task, split, seed) always gives the same sample. Training samples have up to six turns, those of the
     other splits one. Raises `ValueError` for an unknown task or split.
@@ -94,7 +99,7 @@ def write_dataset(
     Args:
         folder: made if it is missing; must hold no dataset yet.
         split: "train" (conversations of several turns), "validation", "test" or "unseen" (one question a row).
-        counts: samples by task; "caption" rows go to `captions.jsonl`, the documents of "texts" to `texts.jsonl`.
+        counts: samples by task; those of `FILES` go to files of their own, the documents of "texts" to `texts.jsonl`.
         seed: other seeds give other samples.
         workers: processes that draw and encode; 0 works in this one.
 
@@ -183,12 +188,11 @@ def _write_split(folder: Path, *, split: str, counts: dict[str, int], seed: int,
         write_lines(folder / "texts.jsonl", ({"text": text} for text in texts))
     write_one = functools.partial(write_sample, folder=folder, split=split, seed=seed)
     jobs = [(task, number) for task, count in counts.items() if task != "texts" for number in range(count)]
-    captions = [job for job in jobs if job[0] == "caption"]
-    if captions:
-        write_lines(folder / "captions.jsonl", spread(write_one, captions))
-    index = folder / "data.jsonl"
-    write_lines(index, spread(write_one, [job for job in jobs if job[0] != "caption"]))
-    return index
+    for task, name in FILES.items():
+        if counts.get(task):
+            write_lines(folder / name, spread(write_one, [job for job in jobs if job[0] == task]))
+    write_lines(folder / INDEX, spread(write_one, [job for job in jobs if job[0] not in FILES]))
+    return folder / INDEX
 
 
 def write_sample(job: tuple[str, int], *, folder: Path, split: str, seed: int) -> dict[str, Any]:

@@ -57,6 +57,7 @@ PAIR = {
                   "What do they have in common?", "What do the image and the video share?",
                   "What is the same in the picture and in the clip?"],
 }  # fmt: skip
+SHEET = ["Read row by row.", "What does the sheet show, row by row?", "Name everything, row by row."]
 CAPTION = ["Describe {}.", "What is in {}?", "List what {} shows."]
 WORDINGS: dict[str, list[str]] = {**PICTURE, **DIGIT, **CLIP, **PAIR}
 

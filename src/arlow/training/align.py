@@ -87,13 +87,14 @@ def train(recipe: Recipe) -> Path:
     then = recipe.then_everything
     changed = then.model_dump(exclude={"learning_rates"})
     second = recipe.model_copy(update={**changed, "seed": recipe.seed + 1})
-    first = recipe.model_copy(update={"output_dir": recipe.output_dir / FIRST_RUN})
-    check_output(second, model)
+    first = recipe.model_copy(update={"output_dir": recipe.output_dir / FIRST_RUN, "then_everything": None})
+    check_output(second, model, record=recipe)
     if newest_checkpoint(second.output_dir) is None:
         freeze(model, ["text", "vision"])
         train_on_chats(first, model=model, processor=processor)
     model, processor = load_model(first.output_dir, attention=recipe.attention)
-    return train_on_chats(second, model=model, processor=processor, learning_rates=then.learning_rates)
+    rates = then.learning_rates
+    return train_on_chats(second, model=model, processor=processor, learning_rates=rates, record=recipe)
 
 
 def build(recipe: Recipe) -> tuple[ArlowForConditionalGeneration, ArlowProcessor]:

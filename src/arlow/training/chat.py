@@ -12,7 +12,7 @@ from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 from transformers import PreTrainedModel
 
-from ..data.bad_samples import BadSamples
+from ..data.bad_samples import LIST_NAME, BadSamples
 from ..data.conversations import PIXELS, Collator, Conversations, JsonLines, SimilarLengths, Table
 from ..data.draws import Draws
 from ..errors import message
@@ -70,14 +70,14 @@ class ChatRecipe(CommonRecipe):
 
 
 def read_conversations(
-    sources: list[Source], *, processor: ArlowProcessor, max_length: int, cache: bool
+    sources: list[Source], *, processor: ArlowProcessor, max_length: int, cache: bool, field: str
 ) -> Conversations:
-    """The rows of a recipe's sources; raises before anything is trained where a file is missing or empty."""
+    """The rows of a recipe's sources, those in `field`; raises where a file is missing or empty."""
     rows = [
         (
-            JsonLines(each.path)
+            JsonLines(each.path, field=field)
             if each.path is not None
-            else Table(str(each.dataset), config=each.config, split=each.split),
+            else Table(str(each.dataset), config=each.config, split=each.split, field=f"{field}.dataset"),
             each.weight,
         )
         for each in sources
@@ -91,23 +91,26 @@ def train_on_chats(
     model: PreTrainedModel,
     processor: ArlowProcessor,
     learning_rates: Mapping[Any, float] | None = None,
+    record: CommonRecipe | None = None,
 ) -> Path:
     """Train what requires gradients on the recipe's conversations; see [`run`].
 
     Args:
         learning_rates: by part of the model, see `GROUPS`.
+        record: the recipe as the user gave it, where this run is one part of it.
     """
     limit = model.config.get_text_config().max_position_embeddings
     if recipe.max_length is not None and recipe.max_length > limit:
         problem = f"the model takes max_position_embeddings={limit}"
         raise ValueError(message("max_length", recipe.max_length, problem))
     read = partial(read_conversations, processor=processor, max_length=recipe.max_length or limit, cache=recipe.cache)
-    train = read(recipe.data)
-    held_out = read(recipe.eval_data) if recipe.eval_data else None
-    bad = BadSamples(recipe.output_dir / "bad_samples.jsonl", limit=recipe.bad_samples_limit)
+    train = read(recipe.data, field="data")
+    held_out = read(recipe.eval_data, field="eval_data") if recipe.eval_data else None
+    bad = BadSamples(recipe.output_dir / LIST_NAME, limit=recipe.bad_samples_limit)
 
     def draws(rows: Conversations, count: int) -> Draws:
-        return Draws(rows.items.tolist(), rows.load, count=count, seed=recipe.seed, bad_samples=bad, name=rows.name)
+        order: dict[str, Any] = {"count": count, "seed": recipe.seed, "passes": rows.passes}
+        return Draws(rows.items.tolist(), rows.load, bad_samples=bad, name=rows.name, **order)
 
     data: Any = draws(train, total_draws(recipe, train.epoch))
     if not recipe.packing:
@@ -122,6 +125,7 @@ def train_on_chats(
         processing=processor,
         learning_rates=rates,
         trainer_class=_ChatTrainer,
+        record=record,
     )
     PartialState().wait_for_everyone()  # one process writes what all may read now
     return folder

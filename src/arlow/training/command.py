@@ -83,7 +83,7 @@ def _split(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 def _run(train: Callable[[Any], Path], recipe: Any) -> int:
     from accelerate import PartialState
 
-    from ..data.bad_samples import TooManyBadSamples
+    from ..data.bad_samples import LIST_NAME, BadSamples, TooManyBadSamples
     from .loop import Stopped, TrainingError
 
     try:
@@ -96,9 +96,12 @@ def _run(train: Callable[[Any], Path], recipe: Any) -> int:
     except TrainingError as error:
         print(f"arlow: {error}", file=sys.stderr)
         return 1
-    except (OSError, TypeError, ValueError) as error:  # found before anything was written
+    except (ImportError, OSError, TypeError, ValueError) as error:  # found before anything was written
         print(f"arlow: {error}", file=sys.stderr)
         return 2
     if PartialState().is_main_process:
         print(f"wrote {folder}")
+        skipped = len(BadSamples(folder / LIST_NAME).listed())
+        if skipped:
+            print(f"skipped {skipped} unreadable samples, listed in {folder / LIST_NAME}")
     return 0

@@ -23,13 +23,14 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
-from accelerate.utils import DistributedType, get_int_from_env
+from accelerate.utils import get_int_from_env
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import disable_progress_bar
 
+from .._compat import share_among_cpus
 from ..data.bad_samples import TooManyBadSamples
 from ..errors import cut, message, refuse_unknown, shorten
 from .muon import make_muon
@@ -82,8 +83,11 @@ def _world_size() -> int:
 # Before training
 
 
-def check_output(recipe: CommonRecipe, model: PreTrainedModel) -> Path | None:
-    """Refuses an output that cannot take the run, before anything is computed.
+def check_output(recipe: CommonRecipe, model: PreTrainedModel, *, record: CommonRecipe | None = None) -> Path | None:
+    """Refuses an output that cannot take the run, before anything is computed or written.
+
+    Args:
+        record: the recipe as the user gave it, where this run is one part of it.
 
     Returns:
         The checkpoint to go on from, if there is one.
@@ -101,25 +105,21 @@ def check_output(recipe: CommonRecipe, model: PreTrainedModel) -> Path | None:
     if used and recipe.resume == "never":
         raise ValueError(message("output_dir", str(folder), "already holds a run", "delete it, or set resume: auto"))
     if checkpoint is not None:
-        _check_same_recipe(recipe, folder / RECIPE_NAME)
-    _check_disk(folder, checkpoint_bytes(model), recipe.keep_checkpoints + 1 - len(checkpoints))
+        _check_same_recipe(record or recipe, folder / RECIPE_NAME)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"arlow")
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise OSError(message("output_dir", str(folder), problem)) from error
-    return checkpoint
-
-
-def _check_disk(folder: Path, size: int, count: int) -> None:
-    """Room for `count` more checkpoints of `size` bytes; one is written before the oldest is deleted."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    need, free = size * max(count, 1), shutil.disk_usage(there).free
+    # One checkpoint is written before the oldest is deleted.
+    count = max(recipe.keep_checkpoints + 1 - len(checkpoints), 1)
+    need, free = count * checkpoint_bytes(model), shutil.disk_usage(there).free
     if need > free:
         problem = f"{free / 1e9:.2f} GB free, checkpoints take {need / 1e9:.2f} GB"
         raise OSError(message("output_dir", str(folder), problem, "free space or lower keep_checkpoints"))
+    return checkpoint
 
 
 def checkpoint_bytes(model: torch.nn.Module) -> int:
@@ -188,6 +188,7 @@ def run(
     learning_rates: dict[str, float] | None = None,
     callbacks: list[TrainerCallback] | None = None,
     trainer_class: type[ArlowTrainer] | None = None,
+    record: CommonRecipe | None = None,
 ) -> Path:
     """Train, and save the model with its processing at the top of `output_dir`.
 
@@ -197,6 +198,7 @@ def run(
         processing: tokenizer or processor, saved beside the weights.
         count_tokens: tokens in a batch, for the speed that is logged; default: the sum of `attention_mask`.
         learning_rates: parameter-name prefix -> peak learning rate, where it is not the recipe's.
+        record: what is written to recipe.yaml; default: `recipe`.
 
     Raises:
         ValueError, OSError: see `check_output`.
@@ -204,7 +206,7 @@ def run(
         TooManyBadSamples, TrainingError: training began and could not go on.
     """
     arguments = training_arguments(recipe, evaluate=eval_data is not None)
-    checkpoint = check_output(recipe, model)
+    checkpoint = check_output(recipe, model, record=record)
     if arguments.fsdp_plugin_args is not None:
         arguments.fsdp_plugin_args.setdefault("transformer_cls_names_to_wrap", _whole_modules(model))
     trainer = (trainer_class or ArlowTrainer)(
@@ -229,7 +231,8 @@ def run(
     trainer.add_callback(stop)
     PartialState().wait_for_everyone()  # all have looked at the output before one writes to it
     if arguments.should_save:
-        write_recipe(recipe, recipe.output_dir / RECIPE_NAME)
+        recipe.output_dir.mkdir(parents=True, exist_ok=True)
+        write_recipe(record or recipe, recipe.output_dir / RECIPE_NAME)
         (recipe.output_dir / RUN_NAME).write_text(json.dumps({"processes": _world_size()}) + "\n", encoding="utf-8")
         _remove_incomplete(recipe.output_dir)
     try:
@@ -351,8 +354,9 @@ def _unpadded_tokens(batch: dict[str, Any]) -> torch.Tensor | int:
 
 
 def own_group(first: Callable[[int], None] | None, worker: int) -> None:
-    """Begins a loader process: in a process group of its own, so that a signal to the run's group (`timeout`, a
-    scheduler) reaches the training process, which still needs its loaders for a clean stop."""
+    """Begins a loader process. The training process needs its loaders for a clean stop: they have a process group of
+    their own, out of reach of a signal to the run's (`timeout`), and leave alone one that a scheduler sends to all."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if os.name == "posix":
         os.setpgid(0, 0)
     if first is not None:
@@ -370,10 +374,8 @@ class ArlowTrainer(Trainer):
     _since: tuple[float, int] | None = None  # when and at which step the present stretch began
 
     def create_accelerator_and_postprocess(self) -> None:
-        state = PartialState()
-        if self.args.fsdp_plugin_args is not None and state.distributed_type == DistributedType.MULTI_CPU:
-            # Accelerate 1.15 shares a model out among GPUs only; on CPUs it would train whole copies without a word.
-            state.distributed_type = DistributedType.MULTI_GPU
+        if self.args.fsdp_plugin_args is not None:
+            share_among_cpus()
         super().create_accelerator_and_postprocess()
 
     def get_train_dataloader(self) -> DataLoader:
@@ -404,6 +406,11 @@ class ArlowTrainer(Trainer):
                     chosen = [p for p in group["params"] if rates[id(p)] == rate]
                     optimizer.add_param_group({**group, "params": chosen, "lr": rate})
         return optimizer
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        # The library goes by names; ours has vectors that are neither norms nor biases.
+        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()}  # ZeRO-3 empties p
+        return [name for name in super().get_decay_parameter_names(model) if len(shapes[name]) > 1]
 
     def _learning_rate(self, name: str) -> float:
         prefixes = [prefix for prefix in self.learning_rates if prefix in name]

@@ -6,6 +6,7 @@ A stage's own `Recipe` adds its model and data. Recipes are flat; a field's desc
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,10 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
+from transformers.training_args import OptimizerNames
 
 from ..errors import cut, message
 
@@ -119,55 +122,71 @@ class CommonRecipe(BaseModel):
             raise ValueError("give either deepspeed or fsdp")
         if self.optimizer == "muon" and (self.deepspeed is not None or self.fsdp is not None):
             raise ValueError("optimizer='muon': needs whole matrices, which fsdp and deepspeed split; use adamw_torch")
-        if self.deepspeed is not None and not self.deepspeed.is_file():
-            raise ValueError(message("deepspeed", str(self.deepspeed), "no such file"))
         return self
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _check_deepspeed(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError("no such file")
+        try:
+            fields = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError, RecursionError) as error:
+            raise ValueError(f"not JSON ({error})") from error
+        if not isinstance(fields, dict):
+            raise ValueError("not a JSON object")
+        return path
+
+    @field_validator("optimizer")
+    @classmethod
+    def _check_optimizer(cls, name: str) -> str:
+        known = ["muon", *(str(each.value) for each in OptimizerNames)]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"no such optimizer; did you mean {near[0]!r}?" if near else "no such optimizer")
+        return name
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=CommonRecipe)
 
 
 def read_recipe(kind: type[AnyRecipe], config: str | Path | None = None, /, **fields: Any) -> AnyRecipe:
-    """The recipe in the YAML file `config`, with `fields` over it.
+    """The recipe in the YAML file `config`, with `fields` over it; `lora.r` is the field `r` of the field `lora`.
 
     Raises:
         ValueError: not YAML, an unknown field (with the nearest known one), a wrong value.
         OSError: the file cannot be read.
     """
     values = {} if config is None else _read_yaml(Path(config))
+    for path, value in fields.items():
+        *outer, name = path.split(".")
+        inside = values
+        for key in outer:
+            if not isinstance(inside.get(key), dict):
+                inside[key] = {}
+            inside = inside[key]
+        inside[name] = value
     try:
-        return kind.model_validate(_merge(values, fields))
+        return kind.model_validate(values)
     except ValidationError as error:
         raise ValueError(_first_problem(kind, error)) from error
 
 
-def _merge(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`values` with those of `over` put over them, fields of fields one by one."""
-    merged = dict(values)
-    for name, value in over.items():
-        inside = merged.get(name)
-        merged[name] = _merge(inside, value) if isinstance(inside, dict) and isinstance(value, dict) else value
-    return merged
-
-
 def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """`key=value` words of a command line; values are YAML, `lora.r=8` sets a field of a field.
+    """`key=value` words of a command line, whose values are YAML, for [`read_recipe`].
 
     Raises:
-        ValueError: a word without `=`, or a value that is no YAML.
+        ValueError: a word without `=`, a value that is no YAML, a field of a field that was given a plain value.
     """
     fields: dict[str, Any] = {}
     for word in words:
         path, equals, text = word.partition("=")
         if not equals or not path:
             raise ValueError(message("override", word, "not a setting", "write key=value"))
-        *outer, name = path.split(".")
-        inside = fields
-        for key in outer:
-            inside = inside.setdefault(key, {})
-            if not isinstance(inside, dict):
-                raise ValueError(message("override", word, f"{key} already has a value"))
-        inside[name] = _load_yaml(text, name=path)
+        for outer, value in fields.items():
+            if path.startswith(f"{outer}.") and not isinstance(value, dict):
+                raise ValueError(message("override", word, f"{outer} already has a value"))
+        fields[path] = _load_yaml(text, name=path)
     return fields
 
 

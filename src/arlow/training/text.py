@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..configuration_arlow import ArlowTextConfig
-from ..data.bad_samples import BadSamples, TooManyBadSamples
+from ..data.bad_samples import LIST_NAME, BadSamples, TooManyBadSamples
 from ..data.text_stream import Reader, Source, TextStream, collate, is_held_out, pack, read_once, tokenize
 from ..errors import message
 from ..modeling_arlow import ArlowForCausalLM
@@ -80,7 +80,7 @@ class Recipe(CommonRecipe):
         None, description="directory of a tokenizer, or {train: {vocab_size: N}}; default: the one beside model"
     )
     data: Sources = Field(description="what to train on: a path or glob of files, or a list of sources")
-    sequence_length: PositiveInt = Field(1024, description="tokens of a row; documents are packed to fill it")
+    sequence_length: int = Field(1024, ge=2, description="tokens of a row; documents are packed to fill it")
     shuffle_buffer: int = Field(
         10_000, ge=0, description="texts in memory of which the next one is drawn; 0: the order of the files"
     )
@@ -118,7 +118,7 @@ def train(recipe: Recipe) -> Path:
     tokenizer = read_tokenizer(recipe)
     model = build_model(recipe, tokenizer)
     check_output(recipe, model)
-    bad_samples = BadSamples(recipe.output_dir / "bad_samples.jsonl", limit=recipe.bad_samples_limit)
+    bad_samples = BadSamples(recipe.output_dir / LIST_NAME, limit=recipe.bad_samples_limit)
     eval_rows = list(_evaluation(recipe, tokenizer, bad_samples))
     assert recipe.max_steps is not None  # as the recipe checks
     stream = TextStream(

@@ -21,7 +21,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from transformers import TrainerCallback
 
 from ..configuration_arlow import ArlowVisionConfig
-from ..data.bad_samples import BadSamples
+from ..data.bad_samples import LIST_NAME, BadSamples
 from ..data.images import Clipping, Item, Items, Kind, MixedDraws, Source, Stream, load_clip, load_image
 from ..errors import cut, message
 from ..image_processing_arlow import ArlowImageProcessor
@@ -129,7 +129,7 @@ def train(recipe: Recipe) -> Path:
     torch.manual_seed(recipe.seed)
     model = make_model(recipe)
     processing = make_processing(recipe, model.config.vision_config)
-    bad_samples = BadSamples(recipe.output_dir / "bad_samples.jsonl", limit=recipe.bad_samples_limit)
+    bad_samples = BadSamples(recipe.output_dir / LIST_NAME, limit=recipe.bad_samples_limit)
     opened = open_sources(recipe)
     loaders = make_loaders(recipe, processing)
     train_data = make_draws(recipe, opened, loaders, bad_samples)
@@ -347,8 +347,9 @@ def make_draws(
 
     count = count_draws(recipe, opened, share)
     if 0 < share < 1:
-        order: dict[str, Any] = {"share": share, "count": count, "batch_size": recipe.batch_size, "seed": recipe.seed}
-        return MixedDraws(draws("images"), draws("videos"), **order)
+        readers = math.lcm(*(getattr(opened[name], "readers", 1) for name in kinds))
+        order: dict[str, Any] = {"batch_size": recipe.batch_size, "seed": recipe.seed, "readers": readers}
+        return MixedDraws(draws("images"), draws("videos"), share=share, count=count, **order)
     return draws("videos" if share else "images")(count)
 
 
