@@ -37,7 +37,7 @@ demo: $(VENV)/.stamp-dev
 	$(BIN)/arlow demo $(ARGS)
 
 tiny: $(VENV)/.stamp-dev
-	env -u OMP_NUM_THREADS ARLOW=$(BIN)/arlow PYTHON=$(BIN)/python bash recipes/tiny/run.sh
+	BIN=$(BIN) bash recipes/tiny/run.sh
 
 test: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 4 $(ARGS)

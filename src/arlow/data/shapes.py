@@ -41,10 +41,10 @@ MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 # How many samples of each task a preset writes, at scale 1.
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "tiny": {
-        "train": {"picture": 24000, "digit": 9000, "clip": 9000, "two_images": 8000, "image_and_clip": 4000,
-                  "text": 16000, "caption": 9000, "texts": 60000},
+        "train": {"picture": 30000, "digit": 8000, "clip": 10000, "two_images": 10000, "image_and_clip": 5000,
+                  "text": 16000, "caption": 14000, "sheet": 40000, "plain_sheet": 12000, "texts": 60000},
         "validation": {"picture": 700, "digit": 300, "clip": 420, "two_images": 200, "image_and_clip": 100,
-                       "text": 420, "caption": 100, "texts": 1000},
+                       "text": 420, "caption": 100, "sheet": 300, "plain_sheet": 100, "texts": 1000},
         "test": {"picture": 2100, "digit": 900, "clip": 1200, "two_images": 800, "image_and_clip": 400, "text": 1400,
                  "caption": 200, "texts": 1000},
         "unseen": {"picture": 1050, "clip": 500, "two_images": 300, "image_and_clip": 200},

@@ -409,7 +409,8 @@ class ArlowTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         # The library goes by names; ours has vectors that are neither norms nor biases.
-        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()}  # ZeRO-3 empties p
+        named = model.named_parameters(remove_duplicate=False)
+        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in named}  # ZeRO-3 empties p
         return [name for name in super().get_decay_parameter_names(model) if len(shapes[name]) > 1]
 
     def _learning_rate(self, name: str) -> float:
