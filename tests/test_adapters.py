@@ -18,7 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from arlow.cli import main
 from arlow.data.conversations import Collator, Conversations, JsonLines
 from arlow.training import train
-from arlow.training.adapters import LoraRecipe, add_adapter, load_model, merge_adapter
+from arlow.training.adapters import LoraRecipe, add_adapter, merge_adapter
+from arlow.training.parts import load_model
 
 
 pytest.importorskip("peft")

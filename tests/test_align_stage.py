@@ -89,11 +89,11 @@ def test_features_are_those_of_the_encoder(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["vision/checkpoint-5/vision_encoder", "vision/checkpoint-5", "vision"])
 def test_where_the_encoder_is(home: Path, tmp_path: Path, place: str) -> None:
     """The encoder's folder, its checkpoint, and the output of a run with checkpoints are all understood."""
-    from arlow.training.align import find_encoder, find_processor
+    from arlow.training.parts import find_encoder, find_processor
 
     shutil.copytree(home / "vision", tmp_path / "vision")
     (tmp_path / "vision" / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 5}')
-    encoder = find_encoder(tmp_path / place)
+    encoder = find_encoder(tmp_path / place, field="vision")
     assert encoder == tmp_path / "vision" / "checkpoint-5" / "vision_encoder"
     assert find_processor(encoder, "video_processor") == tmp_path / "vision" / "checkpoint-5" / "video_processor"
 

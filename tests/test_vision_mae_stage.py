@@ -26,12 +26,12 @@ from arlow.patches import pack_video
 from arlow.training import train
 from arlow.training.loop import newest_checkpoint
 from arlow.training.masked_autoencoder import MaskedAutoencoder, normalise
+from arlow.training.parts import load_encoder
 from arlow.training.recipe import read_recipe
 from arlow.training.reconstruction_sheet import unpack_rows
 from arlow.training.vision_mae import (
     Recipe,
     collate,
-    load_tower,
     make_draws,
     make_loaders,
     make_processing,
@@ -221,8 +221,8 @@ def test_go_on_from_an_encoder(trained: Path, media: Path, tmp_path: Path) -> No
     vlm.save_pretrained(tmp_path / "vlm")
     expected = ArlowVLVisionModel.from_pretrained(trained / "vision_encoder").state_dict()
     for folder in (trained, trained / "checkpoint-6", trained / "vision_encoder"):
-        assert same(load_tower(folder).state_dict(), expected)
-    assert same(load_tower(tmp_path / "vlm").state_dict(), vlm.model.visual.state_dict())
+        assert same(load_encoder(folder, field="model").state_dict(), expected)
+    assert same(load_encoder(tmp_path / "vlm", field="model").state_dict(), vlm.model.visual.state_dict())
     kept = fields(media, tmp_path / "on", config=None, model=str(trained), max_steps=1, learning_rate=1e-12)
     output = train("vision-mae", **kept)
     found = ArlowVLVisionModel.from_pretrained(output / "vision_encoder").state_dict()

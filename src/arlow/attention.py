@@ -24,6 +24,7 @@ from transformers.utils import logging
 from ._compat import torch_varlen_kernel
 from .configuration_arlow import ArlowTextConfig
 from .errors import message
+from .extras import need
 from .positions import sequence_ids
 
 
@@ -361,12 +362,7 @@ def load_kernel(name: str) -> Callable:
     """One calling convention over both kernels:
     (q (T, H, D), k, v, cu_query, cu_key, max_query, max_key, *, scale, dropout, causal, window) -> (T, H, D)."""
     if name == "flash_attn":
-        try:
-            from flash_attn import flash_attn_varlen_func
-        except ImportError as error:
-            raise ImportError(
-                "flash-attn is not installed; install the extra with pip install 'arlow[flash]'"
-            ) from error
+        flash_attn_varlen_func = need("flash_attn", "flash").flash_attn_varlen_func
 
         def flash(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, dropout, causal, window):
             return flash_attn_varlen_func(

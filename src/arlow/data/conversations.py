@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from ..chat_template import Prompt, media_of
 from ..errors import message
+from ..extras import need
 from ..linear_loss import IGNORED
 from ..positions import get_rope_index
 from ..processing_arlow import ArlowProcessor
@@ -101,12 +102,7 @@ class Table:
     def __init__(
         self, name: str, *, config: str | None = None, split: str = "train", field: str = "data.dataset"
     ) -> None:
-        try:
-            import datasets
-        except ImportError as error:
-            raise ImportError(
-                "datasets is not installed; install the extra with pip install 'arlow[train]'"
-            ) from error
+        datasets = need("datasets", "train")
         self.title = name
         try:
             if (Path(name) / "dataset_dict.json").is_file():

@@ -14,6 +14,7 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..extras import need
 from .scenes import RGB, contrast
 
 
@@ -26,11 +27,7 @@ PRINTED = 0.2  # of the training digits
 @functools.lru_cache(maxsize=1)
 def load_scans() -> tuple[np.ndarray, np.ndarray]:
     """Ink of all scans, (1797, 8, 8) float32 in 0..1, and their digits, (1797,) int."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("handwritten digits come from scikit-learn: pip install 'arlow[train]'") from error
-    scans = load_digits()
+    scans = need("sklearn.datasets", "train").load_digits()
     return (scans.images / 16).astype(np.float32), scans.target
 
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from torch.utils.data import Dataset
 
 from ..errors import message, shorten
+from ..extras import need
 from .bad_samples import BadSamples, TooManyBadSamples
 from .draws import Draws
 
@@ -29,7 +30,6 @@ SUFFIXES: dict[str, frozenset[str]] = {
     "image": frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".gif")),
     "video": frozenset((".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".ogv")),
 }
-EXTRA = "install the extra with pip install 'arlow[train]'"
 WITHOUT_OPENING = ("http://", "https://", "pipe:", "gs://", "s3://", "hf://")  # shards that are not local files
 MOST_BAD_IN_A_ROW = 1000
 
@@ -77,7 +77,7 @@ class Source(BaseModel):
         return found
 
     def _open_dataset(self, kind: Kind, name: str, seed: int) -> Items | Stream:
-        datasets, column = _import("datasets"), self.column or kind
+        datasets, column = need("datasets", "train"), self.column or kind
         try:
             data = datasets.load_dataset(
                 self.dataset, self.subset, split=self.split, streaming=self.streaming, **self.options
@@ -97,7 +97,7 @@ class Source(BaseModel):
         return Items(_Column(data, column, label))
 
     def _open_shards(self, kind: Kind, name: str, seed: int) -> Stream:
-        expand = _import("webdataset").shardlists.expand_urls
+        expand = need("webdataset", "train").shardlists.expand_urls
         given = [self.shards] if isinstance(self.shards, str) else self.shards or []
         urls = [url for each in given for url in expand(os.path.expanduser(each))]
         for url in urls:
@@ -334,7 +334,7 @@ class _ShardReader:
         self.urls, self.suffixes, self.buffer = urls, suffixes, buffer
 
     def __call__(self, part: int, parts: int, seed: int) -> Iterator[Item]:
-        web = _import("webdataset")
+        web = need("webdataset", "train")
         if parts > len(self.urls):
             raise ValueError(message("readers", parts, f"there are {len(self.urls)} shards"))
         urls = self.urls[part::parts]
@@ -371,13 +371,6 @@ def media_of(value: Any) -> Any:
     if isinstance(value, dict) and ("bytes" in value or "path" in value):
         return value.get("bytes") or value.get("path")
     return value
-
-
-def _import(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise ImportError(message(name, None, "not installed", EXTRA)) from error
 
 
 # Pixels

@@ -13,9 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ..errors import message
+from ..extras import need
 from .answers import Answered, Answerer, evaluate_models
-from .rows import EXTRA
 
 
 METRICS = ("bleu", "chrf", "cider")
@@ -70,12 +69,7 @@ def score(answered: Answered) -> dict[str, Any]:
 
 def load_metrics() -> tuple[Any, Any]:
     """sacrebleu and the CIDEr class. Raises `ImportError` naming the extra."""
-    try:
-        import sacrebleu
-        from pycocoevalcap.cider.cider import Cider
-    except ImportError as error:
-        raise ImportError(message("caption", error.name, "not installed", EXTRA)) from error
-    return sacrebleu, Cider
+    return need("sacrebleu", "eval"), need("pycocoevalcap.cider.cider", "eval").Cider
 
 
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | int]:

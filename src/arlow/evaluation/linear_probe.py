@@ -13,10 +13,8 @@ import numpy as np
 import torch
 
 from ..errors import message
+from ..extras import need
 from ..vision import ArlowVLVisionModel
-
-
-EXTRA = "install the extra with pip install 'arlow[eval]'"
 
 
 @dataclass(frozen=True)
@@ -112,16 +110,11 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, train: np.ndarray, test:
     Raises:
         ValueError: a single label to train on.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError as error:
-        raise ImportError(message("scikit-learn", None, "not installed", EXTRA)) from error
     kinds, counts = np.unique(labels[train], return_counts=True)
     if len(kinds) < 2:
         raise ValueError(message("labels", kinds.tolist(), "a probe needs at least two to tell apart"))
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    scale, fit = need("sklearn.preprocessing", "eval").StandardScaler, need("sklearn.linear_model", "eval")
+    classifier = need("sklearn.pipeline", "eval").make_pipeline(scale(), fit.LogisticRegression(max_iter=2000))
     classifier.fit(features[train], labels[train])
     majority = float(np.mean(labels[test] == kinds[counts.argmax()]))
     return Probe(float(classifier.score(features[test], labels[test])), majority, len(train), len(test))

@@ -15,10 +15,10 @@ from typing import Any
 
 from ..chat_template import SOURCE_KEYS, check_conversation
 from ..errors import cut, message, shorten
+from ..extras import need
 
 
 FILE_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet", ".csv")
-EXTRA = "install the extra with pip install 'arlow[eval]'"
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,7 @@ def _read_lines(path: Path, skipped: Skipped) -> Iterator[tuple[str, dict[str, A
 
 def load_dataset(name: str, *, split: str) -> Iterable[dict[str, Any]]:
     """A dataset, streamed. Raises `ImportError` without `datasets`, `OSError` where it cannot be loaded."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(message("datasets", "", "not installed", EXTRA)) from error
+    datasets = need("datasets", "eval")
     try:
         return datasets.load_dataset(name, split=split, streaming=True)
     except Exception as error:  # the library has no common type: OSError, ValueError, its own

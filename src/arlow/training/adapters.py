@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from ..errors import cut, message
+from ..extras import need
 from ..modeling_arlow import ArlowForConditionalGeneration
 from ..processing_arlow import ArlowProcessor
 from .chat import prepare_to_answer
@@ -39,53 +40,6 @@ class LoraRecipe(BaseModel):
     vision: bool = Field(False, description="adapt the linear layers of the vision encoder's blocks, too")
 
 
-def load_model(
-    folder: Path, *, attention: str = "sdpa", bits: int | None = None
-) -> tuple[ArlowForConditionalGeneration, ArlowProcessor]:
-    """Model (float32, or quantised to 4 or 8 bits) and processor of a directory.
-
-    Raises:
-        OSError: no such directory, or files in it are missing or damaged.
-        ValueError: it holds another kind of model, or a tokenizer that does not match it.
-        ImportError: `bits` without bitsandbytes.
-    """
-    if not folder.is_dir():
-        raise OSError(message("model", str(folder), "no such directory"))
-    kind = AutoConfig.from_pretrained(folder).model_type
-    if kind != "arlow":
-        raise ValueError(message("model", str(folder), f"a model of type {kind}, not a vision-language one (arlow)"))
-    processor = ArlowProcessor.from_pretrained(folder)
-    model = ArlowForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention, quantization_config=_quantization(bits)
-    )
-    check_vocabulary(processor.tokenizer, model.config.text_config.vocab_size)
-    return model, processor
-
-
-def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
-    """Raise `ValueError` if the tokenizer has ids for which the model has no embedding."""
-    if len(tokenizer) > vocab_size:
-        problem = f"more tokens than the model's vocab_size={vocab_size}: it belongs to another model"
-        raise ValueError(message("tokenizer", len(tokenizer), problem))
-
-
-def _quantization(bits: int | None) -> BitsAndBytesConfig | None:
-    if bits is None:
-        return None
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "quantize: bitsandbytes is not installed; install the extra with pip install 'arlow[quant]'"
-        ) from error
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-
-
 def add_adapter(model: PreTrainedModel, lora: LoraRecipe, *, checkpointing: bool = False) -> Any:
     """The model with fresh adapters, which alone are trained: a `peft.PeftModel`.
 
@@ -93,10 +47,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraRecipe, *, checkpointing: bool
         ValueError: a target that is no linear layer of the decoder.
         ImportError: PEFT is not installed.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("lora: peft is not installed; install the extra with pip install 'arlow[train]'") from error
+    peft = need("peft", "train")
     known = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if _in_decoder(name, layer)}
     for target in lora.targets:
         if target not in known:
@@ -152,12 +103,7 @@ def merge_adapter(adapter: Path, out: Path, *, model: Path | None = None, proces
         ValueError: the adapter does not fit the model.
         ImportError: PEFT is not installed.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError(
-            "merge-adapter: peft is not installed; install the extra with pip install 'arlow[train]'"
-        ) from error
+    peft = need("peft", "train")
     if not (adapter / "adapter_config.json").is_file():
         raise OSError(message("adapter", str(adapter), "has no adapter_config.json"))
     if model is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
-from transformers import AutoConfig, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from ..configuration_arlow import ArlowConfig, ArlowVisionConfig
@@ -23,11 +23,19 @@ from ..processing_arlow import ArlowProcessor
 from ..tokenization_arlow import ArlowTokenizer
 from ..video_processing_arlow import ArlowVideoProcessor
 from ..vision import ArlowVLVisionModel
-from .adapters import check_vocabulary, load_model
 from .chat import ChatRecipe, Part, freeze, prepare_to_answer, train_on_chats
 from .loop import check_output, newest_checkpoint
+from .parts import (
+    IMAGE_PROCESSOR,
+    VIDEO_PROCESSOR,
+    check_tokenizer,
+    find_encoder,
+    find_processor,
+    load_encoder,
+    load_model,
+    model_type,
+)
 from .recipe import FilePath
-from .vision_mae import ENCODER
 
 
 logger = logging.get_logger(__name__)
@@ -102,20 +110,16 @@ def build(recipe: Recipe) -> tuple[ArlowForConditionalGeneration, ArlowProcessor
 
     Weights of the towers are theirs; a merger is the encoder's where it has the right width, else new.
     """
-    for name in ("vision", "text"):
-        if not getattr(recipe, name).is_dir():
-            raise OSError(message(name, str(getattr(recipe, name)), "no such directory"))
-    encoder_dir = find_encoder(recipe.vision)
-    _check_type("text", recipe.text, ("arlow_text",))
-    _check_type("vision", encoder_dir, ("arlow_vision", "arlow"))
+    kind = model_type(recipe.text, field="text")
+    if kind != "arlow_text":
+        raise ValueError(message("text", str(recipe.text), f"a model of type {kind}, not arlow_text"))
+    encoder = load_encoder(recipe.vision, field="vision")
     tokenizer = ArlowTokenizer.from_pretrained(recipe.text)
     text = ArlowForCausalLM.from_pretrained(recipe.text, dtype=torch.float32)
-    _check_tokenizer(tokenizer, text.config)
-    encoder = ArlowVLVisionModel.from_pretrained(encoder_dir, dtype=torch.float32)
+    check_tokenizer(tokenizer, text.config)
+    images, videos = (_processor_of(recipe.vision, part) for part in (IMAGE_PROCESSOR, VIDEO_PROCESSOR))
     processor = ArlowProcessor(
-        ArlowImageProcessor.from_pretrained(find_processor(encoder_dir, "image_processor")),
-        tokenizer,
-        ArlowVideoProcessor.from_pretrained(find_processor(encoder_dir, "video_processor")),
+        ArlowImageProcessor.from_pretrained(images), tokenizer, ArlowVideoProcessor.from_pretrained(videos)
     )
     _check_geometry(processor, encoder.config)
     set_seed(recipe.seed)  # of new mergers
@@ -130,38 +134,11 @@ def build(recipe: Recipe) -> tuple[ArlowForConditionalGeneration, ArlowProcessor
     return model, processor
 
 
-def find_encoder(folder: Path) -> Path:
-    """The encoder of a directory: itself, its `vision_encoder`, or that of its newest checkpoint."""
-    newest = newest_checkpoint(folder)
-    candidates = [folder / ENCODER, folder, *([newest / ENCODER] if newest else [])]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise OSError(message("vision", str(folder), f"neither it nor a {ENCODER} in it has a config.json"))
-
-
-def find_processor(encoder_dir: Path, part: str) -> Path:
-    """Where the processor that prepared the encoder's media was saved: beside or above the encoder."""
-    names = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-    for folder in (encoder_dir, encoder_dir.parent, encoder_dir.parent.parent):
-        for candidate in (folder / part, folder):
-            if any((candidate / name).is_file() for name in names):
-                return candidate
-    raise OSError(message("vision", str(encoder_dir), f"has no {part} beside it"))
-
-
-def _check_type(name: str, folder: Path, wanted: tuple[str, ...]) -> None:
-    kind = AutoConfig.from_pretrained(folder).model_type
-    if kind not in wanted:
-        raise ValueError(message(name, str(folder), f"a model of type {kind}, not {' or '.join(wanted)}"))
-
-
-def _check_tokenizer(tokenizer: ArlowTokenizer, config: Any) -> None:
-    check_vocabulary(tokenizer, config.vocab_size)
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if ends != [None] and tokenizer.eos_token_id not in ends:
-        problem = f"the model ends a text with {ends}: it belongs to another model"
-        raise ValueError(message("tokenizer.eos_token_id", tokenizer.eos_token_id, problem))
+def _processor_of(vision: Path, part: str) -> Path:
+    found = find_processor(find_encoder(vision, field="vision"), part)
+    if found is None:
+        raise OSError(message("vision", str(vision), f"has no {part} beside it"))
+    return found
 
 
 def _check_geometry(processor: ArlowProcessor, config: ArlowVisionConfig) -> None:

@@ -96,7 +96,7 @@ def _run(train: Callable[[Any], Path], recipe: Any) -> int:
     except TrainingError as error:
         print(f"arlow: {error}", file=sys.stderr)
         return 1
-    except (ImportError, OSError, TypeError, ValueError) as error:  # found before anything was written
+    except (OSError, TypeError, ValueError) as error:  # found before anything was written
         print(f"arlow: {error}", file=sys.stderr)
         return 2
     if PartialState().is_main_process:

@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, model_validator
 from transformers import set_seed
 
-from .adapters import LoraRecipe, add_adapter, load_model, save_merged
+from .adapters import LoraRecipe, add_adapter, save_merged
 from .chat import ChatRecipe, Part, freeze, prepare_to_answer, train_on_chats
+from .parts import load_model
 from .recipe import FilePath
 
 

@@ -24,6 +24,7 @@ from ..errors import message
 from ..modeling_arlow import ArlowForCausalLM
 from ..tokenization_arlow import ArlowTokenizer
 from .loop import ArlowTrainer, check_output, newest_checkpoint, own_group, run, training_arguments
+from .parts import check_tokenizer
 from .recipe import CommonRecipe, FilePath
 
 
@@ -212,7 +213,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> ArlowForC
         config = ArlowTextConfig.from_pretrained(str(recipe.model))
     else:
         config = _new_config(recipe, tokenizer)
-    check_tokenizer(config, tokenizer)
+    check_tokenizer(tokenizer, config)
     if recipe.sequence_length > config.max_position_embeddings:
         problem = f"longer than the model's max_position_embeddings={config.max_position_embeddings}"
         raise ValueError(message("sequence_length", recipe.sequence_length, problem))
@@ -236,19 +237,6 @@ def _new_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> ArlowText
         if getattr(config, name) is None:
             setattr(config, name, getattr(tokenizer, name))
     return config
-
-
-def check_tokenizer(config: ArlowTextConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises `ValueError` where a tokenizer cannot be that of a model with this config."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError(message("tokenizer", tokenizer.name_or_path, "has no eos token to end documents with"))
-    if len(tokenizer) > config.vocab_size:
-        problem = f"has {len(tokenizer)} tokens, the model vocab_size={config.vocab_size}"
-        raise ValueError(message("tokenizer", tokenizer.name_or_path, problem))
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        wanted, own = getattr(config, name), getattr(tokenizer, name)
-        if wanted is not None and own not in (wanted if isinstance(wanted, list) else [wanted]):
-            raise ValueError(message("tokenizer", tokenizer.name_or_path, f"has {name}={own}, the model {wanted}"))
 
 
 def _evaluation(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, bad_samples: BadSamples) -> Any:

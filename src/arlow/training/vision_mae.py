@@ -25,16 +25,14 @@ from ..data.bad_samples import LIST_NAME, BadSamples
 from ..data.images import Clipping, Item, Items, Kind, MixedDraws, Source, Stream, load_clip, load_image
 from ..errors import cut, message
 from ..image_processing_arlow import ArlowImageProcessor
-from ..modeling_arlow import ArlowForConditionalGeneration
 from ..video_processing_arlow import ArlowVideoProcessor
-from ..vision import ArlowVLVisionModel
 from .loop import ArlowTrainer, run, total_draws
 from .masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderConfig, draw_mask
+from .parts import ENCODER, IMAGE_PROCESSOR, VIDEO_PROCESSOR, find_encoder, find_processor, load_encoder
 from .recipe import CommonRecipe, FilePath
 from .reconstruction_sheet import reconstruct, write_sheet
 
 
-ENCODER, IMAGE_PROCESSOR, VIDEO_PROCESSOR = "vision_encoder", "image_processor", "video_processor"
 PROCESSOR_FILE = "processor_config.json"
 FEWEST_BLOCKS = 4  # merge blocks of the smallest picture: three to hide, one to see
 
@@ -158,7 +156,7 @@ def make_model(recipe: Recipe) -> MaskedAutoencoder:
         ValueError: a config that will not do, or a checkpoint without a vision encoder.
         OSError: a file that is missing or damaged.
     """
-    tower = None if recipe.model is None else load_tower(recipe.model)
+    tower = None if recipe.model is None else load_encoder(recipe.model, field="model")
     if tower is not None:
         vision = tower.config
     elif isinstance(recipe.config, dict):
@@ -187,28 +185,6 @@ def read_config(path: Path | None) -> ArlowVisionConfig:
         return ArlowVisionConfig.from_dict(fields.get("vision_config", fields))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(cut(f"config={str(path)!r}: {error}")) from error
-
-
-def load_tower(folder: Path) -> ArlowVLVisionModel:
-    """The vision encoder of a directory: of an encoder, of a run of this stage, or of a vision-language model.
-
-    Raises:
-        OSError: no such directory, or no config in it.
-        ValueError: a model without a vision encoder.
-    """
-    if not folder.is_dir():
-        raise OSError(message("model", str(folder), "no such directory"))
-    if (folder / ENCODER / "config.json").is_file():
-        folder = folder / ENCODER
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise OSError(message("model", str(folder), "has no readable config.json")) from error
-    if kind == "arlow_vision":
-        return ArlowVLVisionModel.from_pretrained(folder, dtype=torch.float32)
-    if kind == "arlow":
-        return ArlowForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).model.visual
-    raise ValueError(message("model", str(folder), f"a model of type {kind!r} has no vision encoder"))
 
 
 class VisionProcessing(NamedTuple):
@@ -256,22 +232,19 @@ def make_processing(recipe: Recipe, vision: ArlowVisionConfig) -> VisionProcessi
     )
     for kind, most, own in classes:
         bounds = {"min_pixels": recipe.min_pixels, "max_pixels": most or recipe.max_pixels, **own}
-        options = geometry | bounds | _saved_options(recipe.model, kind) | geometry | bounds | recipe.processor
+        options = geometry | bounds | _saved_options(recipe.model) | geometry | bounds | recipe.processor
         made.append(_checked("processor", kind, **options))
     return VisionProcessing(*made)
 
 
-def _saved_options(folder: Path | None, kind: Any) -> dict[str, Any]:
+def _saved_options(folder: Path | None) -> dict[str, Any]:
     """How pixels are normalised, of a processor saved in or beside a model; nothing if there is none."""
-    places = (
-        [] if folder is None else [folder, folder / IMAGE_PROCESSOR, folder.parent, folder.parent / IMAGE_PROCESSOR]
-    )
-    for place in places:
-        if any((place / file).is_file() for file in ("preprocessor_config.json", PROCESSOR_FILE)):
-            saved = ArlowImageProcessor.from_pretrained(place)
-            names = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize", "resample")
-            return {name: getattr(saved, name) for name in names}
-    return {}
+    place = None if folder is None else find_processor(find_encoder(folder, field="model"), IMAGE_PROCESSOR)
+    if place is None:
+        return {}
+    saved = ArlowImageProcessor.from_pretrained(place)
+    names = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize", "resample")
+    return {name: getattr(saved, name) for name in names}
 
 
 def _checked(field: str, kind: Callable, **options: Any) -> Any:
