@@ -30,7 +30,8 @@ STEPS = {
     "data": "data, drawn from a seed",
     "text": "text pretraining",
     "vision-mae": "masked autoencoding",
-    "align": "alignment on captions",
+    "align": "alignment on plain sheets",
+    "captions": "fine-tuning on sheets and captions",
     "finetune": "fine-tuning on questions",
     "eval-test": "scoring on the test split, with controls",
     "eval-unseen": "scoring on unseen pairs, with controls",
@@ -53,6 +54,7 @@ def main(run: Path) -> None:
         "test": score_table(scores["test"]),
         "unseen": score_table(scores["unseen"]),
         "probes": probe_table(run),
+        "seeds": seeds_table(run.parent),
     }
     template = (Path(__file__).parent / "MODEL_CARD.template.md").read_text(encoding="utf-8")
     (out / "MODEL_CARD.md").write_text(template.format(**facts), encoding="utf-8")
@@ -90,6 +92,17 @@ def score_table(result: dict[str, Any]) -> str:
             spread = line.get(control)
             cells.append("-" if spread is None else f"{100 * spread['mean']:.1f}")
         rows.append(f"| {kind} | {line['n']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def seeds_table(runs: Path) -> str:
+    """A row per type of question: accuracy on the test split under every seed that was trained here."""
+    found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in runs.glob("seed-*/test.json")}
+    names = sorted(found)
+    rows = [f"| Type | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    for kind in found[names[0]]["summary"]:
+        cells = [f"{100 * found[name]['summary'][kind]['accuracy']['mean']:.1f}" for name in names]
+        rows.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
