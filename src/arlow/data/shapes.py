@@ -1,8 +1,8 @@
 """`arlow data shapes`: the data of arlow-tiny, made by chance from a seed; samples in memory or a folder of files.
 
-A folder holds `images/`, `videos/`, `data.jsonl` (questions, in chat format), files of their own for some tasks (see
-`FILES`, likewise) and `texts.jsonl` (the documents of the task "texts"). Every sample depends on its task, split and index
-alone: any number of workers writes the same bytes. `data.jsonl` comes last and whole, so a folder with one is
+A folder holds `images/`, `videos/`, `data.jsonl` (questions, in chat format), files of their own for the tasks in
+`FILES`, likewise, and `texts.jsonl` (the documents of the task "texts"). Every sample depends on its task, split and
+index alone: any number of workers writes the same bytes. `data.jsonl` comes last and whole, so a folder with one is
 complete.
 """
 

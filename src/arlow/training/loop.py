@@ -279,6 +279,26 @@ def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArgum
         refuse_unknown("trainer", recipe.trainer, known)
     except TypeError as error:
         raise ValueError(str(error)) from error
+    options = _options(recipe, evaluate=evaluate)
+    taken = [name for name in recipe.trainer if name in options or name in NEVER_IN_TRAINER]
+    if taken:
+        raise ValueError(
+            message(f"trainer.{taken[0]}", recipe.trainer[taken[0]], "the recipe has this under its own name")
+        )
+    try:
+        arguments = TrainingArguments(**(options | recipe.trainer))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(cut(f"recipe: {error}")) from error
+    # Several GPUs take several processes: split along its first axis, a packed batch would make no sense.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    if recipe.precision == "fp16" and arguments.device.type == "cpu":
+        raise ValueError(message("precision", "fp16", "needs a GPU", "use bf16 or fp32"))
+    _check_schedule(recipe)
+    return arguments
+
+
+def _options(recipe: CommonRecipe, *, evaluate: bool) -> dict[str, Any]:
+    """The fields of TrainingArguments that the recipe has under names of its own."""
     length = {"max_steps": recipe.max_steps} if recipe.max_steps else {"num_train_epochs": 1.0}
     options: dict[str, Any] = {
         "output_dir": str(recipe.output_dir),
@@ -321,21 +341,7 @@ def training_arguments(recipe: CommonRecipe, *, evaluate: bool) -> TrainingArgum
     }
     if recipe.fsdp is not None:
         options |= {"fsdp": True, "fsdp_config": {"version": 2, **recipe.fsdp}}
-    taken = [name for name in recipe.trainer if name in options or name in NEVER_IN_TRAINER]
-    if taken:
-        raise ValueError(
-            message(f"trainer.{taken[0]}", recipe.trainer[taken[0]], "the recipe has this under its own name")
-        )
-    try:
-        arguments = TrainingArguments(**(options | recipe.trainer))
-    except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(cut(f"recipe: {error}")) from error
-    # Several GPUs take several processes: split along its first axis, a packed batch would make no sense.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    if recipe.precision == "fp16" and arguments.device.type == "cpu":
-        raise ValueError(message("precision", "fp16", "needs a GPU", "use bf16 or fp32"))
-    _check_schedule(recipe)
-    return arguments
+    return options
 
 
 def _check_schedule(recipe: CommonRecipe) -> None:
