@@ -73,7 +73,7 @@ def times(run: Path) -> str:
     """A row per step that was run here, in minutes."""
     rows, total = [], 0.0
     for name, what in STEPS.items():
-        parts = run / f"{name}.seconds"
+        parts = (run.parent if name == "data" else run) / f"{name}.seconds"
         if parts.is_file():
             minutes = sum(int(part) for part in parts.read_text().split()) / 60
             total += minutes
@@ -98,10 +98,11 @@ def score_table(result: dict[str, Any]) -> str:
 def seeds_table(runs: Path) -> str:
     """A row per type of question: accuracy on the test split under every seed that was trained here."""
     found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in runs.glob("seed-*/test.json")}
-    names = sorted(found)
+    names = sorted(found, key=lambda name: int(name.removeprefix("seed-")))
     rows = [f"| Type | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
     for kind in found[names[0]]["summary"]:
-        cells = [f"{100 * found[name]['summary'][kind]['accuracy']['mean']:.1f}" for name in names]
+        lines = [found[name]["summary"].get(kind) for name in names]
+        cells = ["-" if line is None else f"{100 * line['accuracy']['mean']:.1f}" for line in lines]
         rows.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -14,7 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: arlow data shapes ./data --scale 0.1"
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("kind", choices=["shapes"], help="what to write")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new or empty directory")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a directory; what a stopped run left is completed")
     parser.add_argument("--scale", type=float, default=1.0, help="how much: 1 is what arlow-tiny was trained on")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other samples")
     parser.add_argument("--workers", type=int, default=0, help="processes; the files do not depend on it")

@@ -461,7 +461,7 @@ class SimilarLengths(Dataset):
     def __init__(self, draws: Draws, sizes: Callable[[Any], int], *, batch_size: int, stretch: int = 16) -> None:
         self.draws, self.sizes, self.batch_size = draws, sizes, batch_size
         # Longer than a pass, a stretch would put copies of one sample side by side.
-        self.window = batch_size * max(1, min(stretch, len(draws.items) // batch_size))
+        self.window = batch_size * max(1, min(stretch, draws.shortest_pass // batch_size))
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:

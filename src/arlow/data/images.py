@@ -121,6 +121,8 @@ def name_of(item: Item) -> str:
 class Items:
     """Items by their number."""
 
+    readers = 1  # any worker may read any of them
+
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
 

@@ -1,7 +1,7 @@
-"""Sheets: up to sixteen little pictures of one shape or digit each, and what they show, row by row.
+"""Sheets: up to twelve little pictures of one shape or digit each, and what they show, row by row.
 
-Of all pictures these teach the most per pixel: every word of the answer names what is at one place. Plain sheets have
-whole, upright shapes on plain grounds: a model that knows those learns the others sooner.
+Of all pictures these teach the most per pixel: every word of the answer names what is at one place. On plain sheets
+the shapes are whole and upright, each on one colour: a model that knows those learns the others sooner.
 """
 
 from __future__ import annotations

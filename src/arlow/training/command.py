@@ -101,7 +101,6 @@ def _run(train: Callable[[Any], Path], recipe: Any) -> int:
         return 2
     if PartialState().is_main_process:
         print(f"wrote {folder}")
-        skipped = len(BadSamples(folder / LIST_NAME).listed())
-        if skipped:
-            print(f"skipped {skipped} unreadable samples, listed in {folder / LIST_NAME}")
+        for path in sorted(folder.rglob(LIST_NAME)):  # alignment has two runs
+            print(f"skipped {len(BadSamples(path).listed())} unreadable samples, listed in {path}")
     return 0

@@ -97,7 +97,7 @@ def check_output(recipe: CommonRecipe, model: PreTrainedModel, *, record: Common
         ValueError: it holds a run and `resume` is never, or a run of another recipe.
     """
     folder = recipe.output_dir
-    if folder.exists() and not folder.is_dir():
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
         raise OSError(message("output_dir", str(folder), "a file, not a directory"))
     checkpoints = complete_checkpoints(folder)
     checkpoint = checkpoints[-1] if checkpoints else None
@@ -243,6 +243,11 @@ def run(
             trainer.save_model(str(recipe.output_dir))
     except TooManyBadSamples as error:
         raise TooManyBadSamples(_last_line(error)) from error
+    except RuntimeError as error:
+        if not stop.requested:
+            raise
+        # A signal to every single process took the loaders, too: what was saved before has to do.
+        raise Stopped("stopped by SIGTERM between checkpoints; the same command goes on from the last") from error
     except (ValueError, TypeError, OSError) as error:  # these mean a bad recipe; it was not
         raise TrainingError(cut(f"stopped at step {trainer.state.global_step}: {_last_line(error)}")) from error
     if stopped:
@@ -360,9 +365,8 @@ def _unpadded_tokens(batch: dict[str, Any]) -> torch.Tensor | int:
 
 
 def own_group(first: Callable[[int], None] | None, worker: int) -> None:
-    """Begins a loader process. The training process needs its loaders for a clean stop: they have a process group of
-    their own, out of reach of a signal to the run's (`timeout`), and leave alone one that a scheduler sends to all."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Begins a loader process: in a process group of its own, so that a signal to the run's group (`timeout`, a
+    scheduler) reaches the training process, which still needs its loaders for a clean stop."""
     if os.name == "posix":
         os.setpgid(0, 0)
     if first is not None:
@@ -387,6 +391,11 @@ class ArlowTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         loader = super().get_train_dataloader()
         loader.worker_init_fn = partial(own_group, loader.worker_init_fn)
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        loader = super().get_eval_dataloader(eval_dataset)
+        loader.worker_init_fn = partial(own_group, None)
         return loader
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:

@@ -20,7 +20,10 @@ from .loop import newest_checkpoint
 
 ENCODER = "vision_encoder"  # the folder of a checkpoint of vision-mae that holds the encoder
 IMAGE_PROCESSOR, VIDEO_PROCESSOR = "image_processor", "video_processor"  # those with its processors
-PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = {  # where either is saved
+    IMAGE_PROCESSOR: ("preprocessor_config.json", "processor_config.json"),
+    VIDEO_PROCESSOR: ("video_preprocessor_config.json", "processor_config.json"),
+}
 
 
 def model_type(folder: Path, *, field: str) -> str:
@@ -54,18 +57,18 @@ def load_encoder(folder: Path, *, field: str) -> ArlowVLVisionModel:
     """
     folder = find_encoder(folder, field=field)
     kind = model_type(folder, field=field)
-    if kind == "arlow_vision":
+    if kind in ("arlow_vision", "arlow"):
         return ArlowVLVisionModel.from_pretrained(folder, dtype=torch.float32)
-    if kind == "arlow":
-        return ArlowForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).model.visual
     raise ValueError(message(field, str(folder), f"a model of type {kind!r} has no vision encoder"))
 
 
 def find_processor(encoder: Path, part: str) -> Path | None:
-    """Where the processor (`part`) that prepared an encoder's media was saved: beside or above it."""
-    for folder in (encoder, encoder.parent, encoder.parent.parent):
+    """Where the processor (`part`) that prepared an encoder's media was saved: in its folder or, if that is called
+    `vision_encoder`, beside it."""
+    encoder = encoder.absolute()
+    for folder in (encoder, *([encoder.parent] if encoder.name == ENCODER else [])):
         for candidate in (folder / part, folder):
-            if any((candidate / name).is_file() for name in PROCESSOR_FILES):
+            if any((candidate / name).is_file() for name in PROCESSOR_FILES[part]):
                 return candidate
     return None
 
@@ -104,7 +107,8 @@ def _quantization(bits: int | None) -> BitsAndBytesConfig | None:
 
 
 def check_tokenizer(tokenizer: Any, config: ArlowTextConfig) -> None:
-    """Raises `ValueError` where a tokenizer cannot be that of a model with this config."""
+    """Raises `ValueError` where a tokenizer cannot be that of a text model with this config: it has no end of a text,
+    more tokens than the model, or other special tokens."""
     if tokenizer.eos_token_id is None:
         raise ValueError(message("tokenizer", tokenizer.name_or_path, "has no eos token to end documents with"))
     check_vocabulary(tokenizer, config)
@@ -117,5 +121,5 @@ def check_tokenizer(tokenizer: Any, config: ArlowTextConfig) -> None:
 def check_vocabulary(tokenizer: Any, config: ArlowTextConfig) -> None:
     """Raises `ValueError` if the tokenizer has ids for which the model has no embedding."""
     if len(tokenizer) > config.vocab_size:
-        problem = f"has {len(tokenizer)} tokens, the model vocab_size={config.vocab_size}: it belongs to another model"
+        problem = f"has {len(tokenizer)} tokens, the model vocab_size={config.vocab_size}"
         raise ValueError(message("tokenizer", tokenizer.name_or_path, problem))

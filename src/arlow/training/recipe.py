@@ -5,6 +5,7 @@ A stage's own `Recipe` adds its model and data. Recipes are flat; a field's desc
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
@@ -68,7 +69,7 @@ class CommonRecipe(BaseModel):
         default_factory=dict, description="options of the schedule, as Transformers' lr_scheduler_kwargs"
     )
     warmup_steps: NonNegativeFloat = Field(0, description="steps of linear warm-up; below 1: a share of all steps")
-    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW's weight decay; norms and biases have none")
+    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW's weight decay; vectors (norms, biases) have none")
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.9, 0.95], min_length=2, max_length=2, description="AdamW's averaging of gradient and squared gradient"
     )
@@ -137,6 +138,13 @@ class CommonRecipe(BaseModel):
             raise ValueError("not a JSON object")
         return path
 
+    @field_validator("fsdp")
+    @classmethod
+    def _check_fsdp(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        if options and options.get("version", 2) != 2:
+            raise ValueError("version: only FSDP2 is known here")
+        return options
+
     @field_validator("optimizer")
     @classmethod
     def _check_optimizer(cls, name: str) -> str:
@@ -165,7 +173,7 @@ def read_recipe(kind: type[AnyRecipe], config: str | Path | None = None, /, **fi
             if not isinstance(inside.get(key), dict):
                 inside[key] = {}
             inside = inside[key]
-        inside[name] = value
+        inside[name] = copy.deepcopy(value)  # not the caller's: other overrides may go into it
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -186,6 +194,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
         for outer, value in fields.items():
             if path.startswith(f"{outer}.") and not isinstance(value, dict):
                 raise ValueError(message("override", word, f"{outer} already has a value"))
+        fields.pop(path, None)  # the last word counts, also against fields of this field
         fields[path] = _load_yaml(text, name=path)
     return fields
 

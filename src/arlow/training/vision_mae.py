@@ -320,7 +320,7 @@ def make_draws(
 
     count = count_draws(recipe, opened, share)
     if 0 < share < 1:
-        readers = math.lcm(*(getattr(opened[name], "readers", 1) for name in kinds))
+        readers = math.lcm(*(opened[name].readers for name in kinds))
         order: dict[str, Any] = {"batch_size": recipe.batch_size, "seed": recipe.seed, "readers": readers}
         return MixedDraws(draws("images"), draws("videos"), share=share, count=count, **order)
     return draws("videos" if share else "images")(count)
