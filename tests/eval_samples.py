@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -33,3 +34,8 @@ def save_checkpoint(folder: Path) -> Path:
     for part in model_and_processor():
         part.save_pretrained(folder)
     return folder
+
+
+def write_lines(path, records):
+    path.write_text("".join(f"{json.dumps(record) if isinstance(record, dict) else record}\n" for record in records))
+    return path

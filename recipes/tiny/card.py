@@ -1,13 +1,12 @@
 """The last step of `make tiny`: the model card, from the scores and times of the run.
 
-usage: python recipes/tiny/card.py build/tiny/seed-0
+usage: python -m recipes.tiny.card build/tiny/seed-0
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import random
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from arlow.data.scenes import allowed_pairs, draw_scene
 from arlow.evaluation.linear_probe import Probe, compare_with_random
 from arlow.evaluation.report import versions
 from arlow.evaluation.scores import wilson
+from benchmarks.harness import cpu_name
 
 
 STEPS = {
@@ -49,7 +49,7 @@ def main(run: Path) -> None:
         "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
         "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
         "times": times(run),
-        "machine": f"{os.cpu_count()} CPU cores ({machine()})",
+        "machine": f"{os.cpu_count()} CPU cores ({cpu_name()})",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "test": score_table(scores["test"]),
         "unseen": score_table(scores["unseen"]),
@@ -59,14 +59,6 @@ def main(run: Path) -> None:
     template = (Path(__file__).parent / "MODEL_CARD.template.md").read_text(encoding="utf-8")
     (out / "MODEL_CARD.md").write_text(template.format(**facts), encoding="utf-8")
     print(f"wrote {out / 'MODEL_CARD.md'}")
-
-
-def machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def times(run: Path) -> str:

@@ -7,7 +7,8 @@ SEED=${SEED:-0} data=build/tiny/data
 run=build/tiny/seed-$SEED cores=$(nproc)
 bin=${BIN:-.venv/bin} python=${BIN:-.venv/bin}/python
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
-# Two processes, each with half of every batch: on a CPU faster than one with two threads. On a GPU one process takes the halves in turn.
+# Two processes, each with half of every batch: on a CPU faster than one with two threads. On a GPU one process takes the
+# halves in turn.
 launch="$bin/torchrun --standalone --nproc-per-node 2 -m arlow.cli train" whole=()
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     launch="$bin/arlow train" whole=(accumulation=2)
@@ -17,14 +18,14 @@ exec > >(tee -a "$run/log.txt") 2>&1
 echo "== $(date -u +%F' '%T) UTC, seed $SEED, $cores cores, $("$python" -c 'from arlow.evaluation.report import versions as v; print(v())')"
 
 step() {  # step NAME COMMAND...: once; NAME.seconds counts every part of a stopped step, NAME.done says it is through
-    local name=$1 began=$SECONDS; shift
-    [ -f "$run/$name.done" ] && return
+    local name=$1 began=$SECONDS mark=${marks:-$run}/$1; shift
+    [ -f "$mark.done" ] && return
     echo "== $name: $*"
-    trap "echo \$((SECONDS - $began)) >> '$run/$name.seconds'" EXIT
+    trap "echo \$((SECONDS - $began)) >> '$mark.seconds'" EXIT
     "$@"
     trap - EXIT
-    echo "$((SECONDS - began))" >> "$run/$name.seconds"
-    touch "$run/$name.done"
+    echo "$((SECONDS - began))" >> "$mark.seconds"
+    touch "$mark.done"
     echo "== $name took $((SECONDS - began)) s"
 }
 train() {  # train NAME STAGE key=value...
@@ -32,12 +33,7 @@ train() {  # train NAME STAGE key=value...
     step "$name" $launch "$stage" "recipes/tiny/$name.yaml" seed="$SEED" output_dir="$run/$name" "${whole[@]}" "$@"
 }
 
-if [ ! -f "$data.done" ]; then  # for all seeds; splits that are whole stay
-    began=$SECONDS
-    "$bin/arlow" data shapes "$data" --workers "$cores"
-    echo "$((SECONDS - began))" >> "$data.seconds"
-    touch "$data.done"
-fi
+marks=build/tiny step data "$bin/arlow" data shapes "$data" --workers "$cores"  # for all seeds
 train text text
 train vision-mae vision-mae
 train align align vision="$run/vision-mae" text="$run/text"
@@ -49,7 +45,7 @@ for split in test unseen; do
     step "eval-$split" "$bin/arlow" eval vqa "$run/arlow-tiny" --data "$data/$split/data.jsonl" --batch-size 64 \
         --out "$run/$split.json"
 done
-"$python" recipes/tiny/card.py "$run"
+"$python" -m recipes.tiny.card "$run"
 if [ "$SEED" = 0 ]; then  # the one that comes with the package
     mkdir -p src/arlow/checkpoints && rm -rf src/arlow/checkpoints/arlow-tiny
     cp -r "$run/arlow-tiny" src/arlow/checkpoints/

@@ -49,8 +49,9 @@ class Draws(Dataset):
             raise ValueError(message("data", 0, "no items to draw from"))
         self.items, self.load, self.count, self.seed = items, load, count, seed
         self.bad_samples, self.name = bad_samples, name
-        self._ends = np.cumsum(passes or [len(items)])
-        self.shortest_pass = min(size for size in passes or [len(items)] if size)
+        passes = passes or [len(items)]
+        self._ends = np.cumsum(passes)
+        self.shortest_pass = min(size for size in passes if size)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:

@@ -31,8 +31,11 @@ def draw_sheet(rng: random.Random, split: str, *, plain: bool = False) -> tuple[
     digits = rng.choice([0.0, 0.0, 0.5, 1.0])  # share of tiles
     tiles, words = [], []
     for _ in range(rows * columns):
-        draw = draw_digit if rng.random() < digits else draw_shape
-        tile, name = draw(rng, split, side, PLAIN_RADIUS if plain else LEAST_RADIUS[max(rows, columns)], plain)
+        if rng.random() < digits:
+            tile, name = draw_digit(rng, split, side)
+        else:
+            radius = PLAIN_RADIUS if plain else LEAST_RADIUS[max(rows, columns)]
+            tile, name = draw_shape(rng, split, side, least_radius=radius, plain=plain)
         tiles.append(tile)
         words.append(name)
     sheet = np.stack(tiles).reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
@@ -40,13 +43,15 @@ def draw_sheet(rng: random.Random, split: str, *, plain: bool = False) -> tuple[
     return sheet.reshape(rows * side, columns * side, 3), "; ".join(lines)
 
 
-def draw_shape(rng: random.Random, split: str, side: int, least_radius: float, plain: bool) -> tuple[np.ndarray, str]:
+def draw_shape(
+    rng: random.Random, split: str, side: int, *, least_radius: float, plain: bool
+) -> tuple[np.ndarray, str]:
     """A tile (side, side, 3) with one shape, and its name."""
     scene = draw_scene(rng, [rng.choice(allowed_pairs(split))], least_radius=least_radius, size=(1.0, 1.0))
     return render(rng, make_plain(scene) if plain else scene, side), name_of(scene.things[0])
 
 
-def draw_digit(rng: random.Random, split: str, side: int, least_radius: float, plain: bool) -> tuple[np.ndarray, str]:
+def draw_digit(rng: random.Random, split: str, side: int) -> tuple[np.ndarray, str]:
     """A tile (side, side, 3) with one digit, and the digit."""
     digit = rng.randrange(10)
     ground, ink = digit_ground(rng)

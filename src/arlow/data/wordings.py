@@ -71,7 +71,7 @@ def vary(rng: random.Random, question: str) -> str:
     """`question` as people type it: mostly as written, sometimes in lower case or without its mark."""
     chance = rng.random()
     if chance < 0.1:
-        return question.lower().rstrip("?.")
+        return question.lower().rstrip("?. =")
     return question.lower() if chance < 0.15 else question
 
 

@@ -113,8 +113,11 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, train: np.ndarray, test:
     kinds, counts = np.unique(labels[train], return_counts=True)
     if len(kinds) < 2:
         raise ValueError(message("labels", kinds.tolist(), "a probe needs at least two to tell apart"))
-    scale, fit = need("sklearn.preprocessing", "eval").StandardScaler, need("sklearn.linear_model", "eval")
-    classifier = need("sklearn.pipeline", "eval").make_pipeline(scale(), fit.LogisticRegression(max_iter=2000))
+    preprocessing, linear_model, pipeline = (
+        need(f"sklearn.{part}", "eval") for part in ("preprocessing", "linear_model", "pipeline")
+    )
+    steps = preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=2000)
+    classifier = pipeline.make_pipeline(*steps)
     classifier.fit(features[train], labels[train])
     majority = float(np.mean(labels[test] == kinds[counts.argmax()]))
     return Probe(float(classifier.score(features[test], labels[test])), majority, len(train), len(test))

@@ -113,11 +113,12 @@ def build(recipe: Recipe) -> tuple[ArlowForConditionalGeneration, ArlowProcessor
     kind = model_type(recipe.text, field="text")
     if kind != "arlow_text":
         raise ValueError(message("text", str(recipe.text), f"a model of type {kind}, not arlow_text"))
-    encoder = load_encoder(recipe.vision, field="vision")
+    folder = find_encoder(recipe.vision, field="vision")
+    encoder = load_encoder(folder, field="vision")
     tokenizer = ArlowTokenizer.from_pretrained(recipe.text)
     text = ArlowForCausalLM.from_pretrained(recipe.text, dtype=torch.float32)
     check_tokenizer(tokenizer, text.config)
-    images, videos = (_processor_of(recipe.vision, part) for part in (IMAGE_PROCESSOR, VIDEO_PROCESSOR))
+    images, videos = (_processor_of(folder, part) for part in (IMAGE_PROCESSOR, VIDEO_PROCESSOR))
     processor = ArlowProcessor(
         ArlowImageProcessor.from_pretrained(images), tokenizer, ArlowVideoProcessor.from_pretrained(videos)
     )
@@ -134,10 +135,10 @@ def build(recipe: Recipe) -> tuple[ArlowForConditionalGeneration, ArlowProcessor
     return model, processor
 
 
-def _processor_of(vision: Path, part: str) -> Path:
-    found = find_processor(find_encoder(vision, field="vision"), part)
+def _processor_of(encoder: Path, part: str) -> Path:
+    found = find_processor(encoder, part)
     if found is None:
-        raise OSError(message("vision", str(vision), f"has no {part} beside it"))
+        raise OSError(message("vision", str(encoder), f"has no {part} beside it"))
     return found
 
 

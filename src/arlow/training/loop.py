@@ -227,20 +227,26 @@ def run(
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Lines)
-    stop = _StopOnSignal()
-    trainer.add_callback(stop)
     PartialState().wait_for_everyone()  # all have looked at the output before one writes to it
     if arguments.should_save:
         recipe.output_dir.mkdir(parents=True, exist_ok=True)
         write_recipe(record or recipe, recipe.output_dir / RECIPE_NAME)
         (recipe.output_dir / RUN_NAME).write_text(json.dumps({"processes": _world_size()}) + "\n", encoding="utf-8")
         _remove_incomplete(recipe.output_dir)
+    _train_and_save(trainer, recipe.output_dir, checkpoint)
+    return recipe.output_dir
+
+
+def _train_and_save(trainer: ArlowTrainer, folder: Path, checkpoint: Path | None) -> None:
+    """The run itself; raises as `run` once training has begun."""
+    stop = _StopOnSignal()
+    trainer.add_callback(stop)
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         stopped = trainer.state.global_step < trainer.state.max_steps and stop.requested
         if not stopped:
-            trainer.save_model(str(recipe.output_dir))
+            trainer.save_model(str(folder))
     except TooManyBadSamples as error:
         raise TooManyBadSamples(_last_line(error)) from error
     except RuntimeError as error:
@@ -251,9 +257,8 @@ def run(
     except (ValueError, TypeError, OSError) as error:  # these mean a bad recipe; it was not
         raise TrainingError(cut(f"stopped at step {trainer.state.global_step}: {_last_line(error)}")) from error
     if stopped:
-        where = newest_checkpoint(recipe.output_dir)
+        where = newest_checkpoint(folder)
         raise Stopped(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from {where}")
-    return recipe.output_dir
 
 
 def _last_line(error: Exception) -> str:
