@@ -210,7 +210,7 @@ def test_rows_of_similar_length_share_a_batch() -> None:
 
     def order(seed: int) -> list[int]:
         draws = Draws(range(100), lambda item, rng: item, count=203, seed=seed, bad_samples=BadSamples(None))
-        rows = SimilarLengths(draws, lambda item: int(lengths[item]), batch_size=4)
+        rows = SimilarLengths(draws, lambda item: int(lengths[item]), step=4)
         assert sorted(rows[i] for i in range(203)) == sorted(draws[i] for i in range(203))
         return [rows[i] for i in range(203)]
 

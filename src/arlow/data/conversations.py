@@ -454,14 +454,18 @@ def first_fit(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
 
 
 class SimilarLengths(Dataset):
-    """The draws in an order in which the samples of a batch have similar lengths: within each stretch of `stretch`
-    batches (or of one pass, where that is less) they are sorted by a guess of their length, and the batches shuffled.
+    """The draws in an order in which the samples of an optimiser step have similar lengths, so that batches have
+    little padding and no device waits for another: within each stretch of `stretch` steps (or of one pass, where that
+    is less) they are sorted by a guess of their length, and the steps shuffled.
+
+    Args:
+        step: samples of a step, over all devices.
     """
 
-    def __init__(self, draws: Draws, sizes: Callable[[Any], int], *, batch_size: int, stretch: int = 16) -> None:
-        self.draws, self.sizes, self.batch_size = draws, sizes, batch_size
+    def __init__(self, draws: Draws, sizes: Callable[[Any], int], *, step: int, stretch: int = 16) -> None:
+        self.draws, self.sizes, self.step = draws, sizes, step
         # Longer than a pass, a stretch would put copies of one sample side by side.
-        self.window = batch_size * max(1, min(stretch, draws.shortest_pass // batch_size))
+        self.window = step * max(1, min(stretch, draws.shortest_pass // step))
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -477,8 +481,8 @@ class SimilarLengths(Dataset):
         draws = np.arange(window * self.window, min((window + 1) * self.window, len(self.draws)))
         sizes = [self.sizes(self.draws.items[self.draws.index(int(draw))]) for draw in draws]
         draws = draws[np.argsort(sizes, kind="stable")]
-        whole = len(draws) // self.batch_size
-        # The last batch of a run may be short: it must stay the last.
+        whole = len(draws) // self.step
+        # The last step of a run may be short: it must stay the last.
         order = np.random.default_rng((self.draws.seed, window, 2)).permutation(whole)
-        for batch in [*order, whole]:
-            yield from draws[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+        for step in [*order, whole]:
+            yield from draws[step * self.step : (step + 1) * self.step].tolist()

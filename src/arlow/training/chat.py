@@ -17,7 +17,7 @@ from ..data.conversations import PIXELS, Collator, Conversations, JsonLines, Sim
 from ..data.draws import Draws
 from ..errors import message
 from ..processing_arlow import ArlowProcessor
-from .loop import ArlowTrainer, run, total_draws
+from .loop import ArlowTrainer, run, samples_per_step, total_draws
 from .recipe import CommonRecipe, FilePath
 
 
@@ -114,7 +114,7 @@ def train_on_chats(
 
     data: Any = draws(train, total_draws(recipe, train.epoch))
     if not recipe.packing:
-        data = SimilarLengths(data, lambda item: int(train.sizes[item]), batch_size=recipe.batch_size)
+        data = SimilarLengths(data, lambda item: int(train.sizes[item]), step=samples_per_step(recipe))
     rates = {name: rate for part, rate in (learning_rates or {}).items() for name in GROUPS[part]}
     folder = run(
         recipe,

@@ -72,7 +72,12 @@ def total_draws(recipe: CommonRecipe, items: int) -> int:
     if recipe.max_steps is None:
         assert recipe.epochs is not None  # one of the two, as the recipe checks
         return math.ceil(recipe.epochs * items)
-    return recipe.max_steps * recipe.batch_size * recipe.accumulation * _world_size()
+    return recipe.max_steps * samples_per_step(recipe)
+
+
+def samples_per_step(recipe: CommonRecipe) -> int:
+    """Of an optimiser step, over all devices."""
+    return recipe.batch_size * recipe.accumulation * _world_size()
 
 
 def _world_size() -> int:
