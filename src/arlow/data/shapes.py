@@ -41,7 +41,7 @@ MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 # How many samples of each task a preset writes, at scale 1.
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "tiny": {
-        "train": {"picture": 30000, "digit": 8000, "clip": 10000, "two_images": 10000, "image_and_clip": 5000,
+        "train": {"picture": 36000, "digit": 14000, "clip": 10000, "two_images": 16000, "image_and_clip": 8000,
                   "text": 28000, "caption": 14000, "sheet": 40000, "plain_sheet": 12000, "texts": 60000},
         "validation": {"picture": 700, "digit": 300, "clip": 420, "two_images": 200, "image_and_clip": 100,
                        "text": 420, "caption": 100, "sheet": 300, "plain_sheet": 100, "texts": 1000},
