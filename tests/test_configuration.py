@@ -25,7 +25,7 @@ TEXT_DEFAULTS = {
     "vocab_size": 131072, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 28,
     "num_attention_heads": 24, "num_key_value_heads": 4, "hidden_act": "silu", "max_position_embeddings": 32768,
     "initializer_range": 0.02, "rms_norm_eps": 1e-6, "use_cache": True, "tie_word_embeddings": False,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}, "attention_bias": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}, "attention_bias": False, "qk_norm": False,
     "attention_dropout": 0.0, "resid_dropout": 0.0, "mlp_dropout": 0.0, "use_sliding_window": False,
     "sliding_window": 4096, "max_window_layers": 28, "mrope_sections": None, "use_cross_attention": False,
     "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
@@ -292,10 +292,9 @@ def test_unknown_keyword_in_a_nested_dict_is_an_error() -> None:
     refused(lambda: ArlowConfig(vision_config={"dept": 3}), "dept", "3")
 
 
-def test_flat_config_of_an_earlier_generation_is_refused(tmp_path: Path) -> None:
-    """Text fields at the top of an `arlow` config mean another architecture: a clear refusal, also from a file."""
-    with pytest.raises(ValueError, match="flat config"):
-        ArlowConfig(num_hidden_layers=4, hidden_size=64)
+def test_flat_config_without_a_generation_is_refused(tmp_path: Path) -> None:
+    """Text fields at the top of an `arlow` config, without the signs of an earlier generation: refused."""
+    refused(lambda: ArlowConfig(num_hidden_layers=4, hidden_size=64), "hidden_size", "64")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "arlow", "num_hidden_layers": 4}))
     with pytest.raises(ValueError, match="flat config"):
         AutoConfig.from_pretrained(tmp_path)

@@ -53,6 +53,7 @@ VARIANTS = {
         "vision": {"use_progressive_patches": True, "use_deformable_attention": True},
         "use_gated_cross_attention": True,
     },
+    "qk_norm": {"text": {"qk_norm": True}},
     "bias_and_tied": {"text": {"attention_bias": True, "head_dim": 24, "tie_word_embeddings": True}},
     "windows": {"vision": {"temporal_window_size": 2, "deepstack_visual_indexes": []}},
 }

@@ -16,6 +16,7 @@ from .registration import MODULE_OF, register
 if TYPE_CHECKING:
     from .bundled import bundled_checkpoint
     from .configuration_arlow import ArlowConfig, ArlowTextConfig, ArlowVisionConfig
+    from .configuration_tower import ArlowTowerConfig
     from .image_processing_arlow import ArlowImageProcessor
     from .media_fetch import MediaPolicy
     from .modeling_arlow import (
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
         ArlowRMSNorm,
         ArlowRotaryEmbedding,
         ArlowTextModel,
+        ArlowTower,
         ArlowVLVisionModel,
         apply_rotary_pos_emb,
     )
     from .processing_arlow import ArlowProcessor
     from .tokenization_arlow import ArlowTokenizer, ArlowTokenizerFast
+    from .tower_processing import ArlowTowerImageProcessor, ArlowTowerVideoProcessor
     from .video_processing_arlow import ArlowVideoProcessor
 
 __all__ = [
@@ -55,6 +58,10 @@ __all__ = [
     "ArlowTextModel",
     "ArlowTokenizer",
     "ArlowTokenizerFast",
+    "ArlowTower",
+    "ArlowTowerConfig",
+    "ArlowTowerImageProcessor",
+    "ArlowTowerVideoProcessor",
     "ArlowVLVisionModel",
     "ArlowVideoProcessor",
     "ArlowVisionConfig",

@@ -25,6 +25,7 @@ VERBS = {  # verb: (module, line in --help)
     "train": ("training.command", "train a model: text, vision, alignment, fine-tuning"),
     "data": ("data.command", "write synthetic training data"),
     "chat": ("chat", "talk with a model about pictures and clips, in the terminal"),
+    "convert": ("conversion.command", "an older or another family's checkpoint as one of today's Arlow"),
     "merge-adapter": ("training.adapters", "write a plain model from a LoRA adapter and its model"),
     "eval": ("evaluation.command", "score models: perplexity, questions about media, captions"),
     "estimate": ("estimate", "parameters, memory and compute of a config, without building it"),

@@ -6,22 +6,18 @@ and kept.
 """
 
 import copy
-import math
-import os
 from typing import Any, ClassVar
 
-import torch
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.generation import GenerationConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.utils import logging
 
+from .configuration_base import ArlowConfigBase, is_int, is_number, is_positive
+from .configuration_tower import ArlowTowerConfig
+from .earlier_config import UNPAIRED_FREQUENCIES, todays_form
 from .errors import message, value_errors
 
-
-logger = logging.get_logger(__name__)
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -35,113 +31,10 @@ ROPE_NEEDS = {
     "longrope": ("short_factor", "long_factor"),
 }
 
-# What a `config.json` of a part says it is.
-PARTS = {"arlow_text": "text", "arlowgpt": "text", "arlow_vision": "vision"}
-
-# Keys that Transformers itself puts into a `config.json` or passes to a config, besides the declared fields.
-_LIBRARY_KEYS = {
-    "_attn_implementation_internal", "_commit_hash", "_experts_implementation_internal", "_name_or_path",
-    "attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "num_labels",
-    "output_attentions", "partial_rotary_factor", "per_layer_config", "quantization_config", "rope_scaling",
-    "rope_theta", "tie_last_hidden_states", "torch_dtype", "transformers_version", "use_cache",
-}  # fmt: skip
-
-
-class _ArlowConfigBase(PreTrainedConfig):
-    """What the three configs share: strict keywords and tolerant files."""
-
-    @classmethod
-    def _known_keys(cls) -> set[str]:
-        generation = GenerationConfig._get_default_generation_params()
-        return set(cls.__dataclass_fields__) | _LIBRARY_KEYS | set(generation) | set(cls.attribute_map)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from the content of a `config.json`. Keys no version of this package knows are reported once and
-        kept as attributes, so that a file annotated by another program still loads."""
-        cls._refuse_other_part(config_dict)
-        known = cls._known_keys()
-        unknown = {key: value for key, value in config_dict.items() if key not in known}
-        if unknown:
-            logger.warning(f"{cls.__name__}: unknown keys in the config file are ignored: {sorted(unknown)}")
-        loaded = super().from_dict({k: v for k, v in config_dict.items() if k in known}, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        for key, value in unknown.items():
-            setattr(config, key, value)
-        return loaded
-
-    @classmethod
-    def _refuse_other_part(cls, fields: dict[str, Any]) -> None:
-        given = PARTS.get(str(fields.get("model_type")))
-        if given is not None and given != PARTS.get(cls.model_type):
-            problem = f"this is a {given} config, which {cls.__name__} does not read"
-            raise ValueError(message("model_type", fields["model_type"], problem, f"use Arlow{given.title()}Config"))
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As the library's, but a directory without a config is no config full of defaults."""
-        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not fields:
-            raise OSError(message("config", str(pretrained_model_name_or_path), "holds no config.json"))
-        return fields, kwargs
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        fields = super()._dict_from_json_file(json_file)
-        if not isinstance(fields, dict):
-            raise OSError(message("config", str(json_file), "must hold a JSON object of fields"))
-        return fields
-
-    def _check_keywords(self, kwargs: dict[str, Any]) -> None:
-        unknown = sorted(set(kwargs) - self._known_keys())
-        if unknown:
-            raise ValueError(message(unknown[0], kwargs[unknown[0]], f"{type(self).__name__} has no such field"))
-        for name, value in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
-            if isinstance(value, str) and value != "auto" and not isinstance(getattr(torch, value, None), torch.dtype):
-                raise ValueError(message(name, value, "is no dtype of torch", 'use a name like "bfloat16"'))
-        scaling = kwargs.get("rope_scaling")
-        if scaling is not None and not isinstance(scaling, dict):
-            raise ValueError(message("rope_scaling", scaling, "must be a dict"))
-
-    def _check(self, field: str, condition: bool, problem: str, remedy: str = "") -> None:
-        if not condition:
-            raise ValueError(message(field, getattr(self, field), problem, remedy))
-
-    def _as_list(self, field: str) -> list:
-        value = getattr(self, field)
-        self._check(field, isinstance(value, (list, tuple)), "must be a list")
-        return list(value)
-
-    def _check_positive(self, *fields: str) -> None:
-        for field in fields:
-            value = getattr(self, field)
-            self._check(field, _is_int(value) and value > 0, "must be a positive integer")
-
-    def _check_not_negative(self, *fields: str) -> None:
-        for field in fields:
-            value = getattr(self, field)
-            self._check(field, _is_number(value) and value >= 0, "must not be negative")
-
-    def _check_fraction(self, *fields: str) -> None:
-        for field in fields:
-            value = getattr(self, field)
-            self._check(field, _is_number(value) and 0 <= value < 1, "must lie in [0, 1)")
-
-    def _check_sections(self, sections: Any, head_dim: int) -> Any:
-        if sections is None:
-            return None
-        valid = isinstance(sections, (list, tuple)) and len(sections) == 3
-        valid = valid and all(_is_int(part) and part >= 0 for part in sections)
-        self._check("mrope_sections", valid, "must be three integers [t, h, w], none negative")
-        self._check(
-            "mrope_sections", sum(sections) == head_dim, f"must sum to head_dim={head_dim}, not {sum(sections)}"
-        )
-        return list(sections)
-
 
 @value_errors
 @strict
-class ArlowTextConfig(_ArlowConfigBase):
+class ArlowTextConfig(ArlowConfigBase):
     """Config of the text decoder ([`ArlowTextModel`] and its heads).
 
     Defaults are those of the published text model. `rope_parameters` takes every `rope_type` that Transformers knows.
@@ -151,7 +44,7 @@ class ArlowTextConfig(_ArlowConfigBase):
     base_config_key = "text_config"
     keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
     default_theta = 100000.0
-    ignore_keys_at_rope_validation: ClassVar = {"mrope_section", "mrope_interleaved"}
+    ignore_keys_at_rope_validation: ClassVar = {"mrope_section", "mrope_interleaved", UNPAIRED_FREQUENCIES}
     base_model_tp_plan: ClassVar = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
@@ -182,6 +75,7 @@ class ArlowTextConfig(_ArlowConfigBase):
     tie_word_embeddings: bool = False  # the LM head shares the embedding's weight
     rope_parameters: Any = None  # dict; default: {"rope_type": "default", "rope_theta": 100000.0}
     attention_bias: bool = False  # bias of q, k and v; the output projection never has one
+    qk_norm: bool = False  # RMS norm over each head's query and key, before they are turned
     attention_dropout: float | int = 0.0  # of the attention weights
     resid_dropout: float | int = 0.0  # of each block's output, before it joins the residual stream
     mlp_dropout: float | int = 0.0  # inside the MLP, before down_proj
@@ -238,14 +132,14 @@ class ArlowTextConfig(_ArlowConfigBase):
         self._check("hidden_act", self.hidden_act in ACT2FN, "is no activation that Transformers knows")
         self._check_fraction("attention_dropout", "resid_dropout", "mlp_dropout")
         self._check_not_negative("initializer_range", "max_window_layers")
-        self._check("rms_norm_eps", _is_positive(self.rms_norm_eps), "must be positive")
+        self._check("rms_norm_eps", is_positive(self.rms_norm_eps), "must be positive")
         if self.encoder_hidden_size is None:
             self.encoder_hidden_size = self.hidden_size
         self._check_positive("encoder_hidden_size")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
             ids = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-            valid = all(_is_int(token) and 0 <= token < self.vocab_size for token in ids)
+            valid = all(is_int(token) and 0 <= token < self.vocab_size for token in ids)
             self._check(name, valid, f"must lie in the vocabulary, 0..{self.vocab_size - 1}")
         self.mrope_sections = self._check_sections(self.mrope_sections, self.head_dim)
 
@@ -271,36 +165,38 @@ class ArlowTextConfig(_ArlowConfigBase):
         self._check(
             "rope_parameters", rope_type in ROPE_TYPES, f"unknown rope_type {rope_type!r}", f"use one of {ROPE_TYPES}"
         )
-        self._check("rope_parameters", _is_positive(rope.get("rope_theta")), "rope_theta must be positive")
+        self._check("rope_parameters", is_positive(rope.get("rope_theta")), "rope_theta must be positive")
         missing = [key for key in ROPE_NEEDS.get(rope_type, ()) if rope.get(key) is None]
         self._check("rope_parameters", not missing, f"rope_type {rope_type!r} needs {missing}")
         factor = rope.get("factor")
         self._check(
-            "rope_parameters", factor is None or (_is_number(factor) and factor >= 1), "factor must be at least 1"
+            "rope_parameters", factor is None or (is_number(factor) and factor >= 1), "factor must be at least 1"
         )
         scale = rope.get("attention_factor")
-        self._check("rope_parameters", scale is None or _is_positive(scale), "attention_factor must be positive")
+        self._check("rope_parameters", scale is None or is_positive(scale), "attention_factor must be positive")
         pairs = self.head_dim // 2
         for key in ("short_factor", "long_factor"):
             values = rope.get(key) or [1.0] * pairs
-            valid = isinstance(values, (list, tuple)) and len(values) == pairs and all(map(_is_positive, values))
+            valid = isinstance(values, (list, tuple)) and len(values) == pairs and all(map(is_positive, values))
             self._check("rope_parameters", valid, f"{key} needs head_dim/2={pairs} positive numbers")
         trained = rope.get("original_max_position_embeddings", 1)
-        self._check("rope_parameters", _is_positive(trained), "original_max_position_embeddings must be positive")
+        self._check("rope_parameters", is_positive(trained), "original_max_position_embeddings must be positive")
         if rope_type == "llama3":
             low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-            ordered = _is_positive(low) and _is_positive(high) and low < high
+            ordered = is_positive(low) and is_positive(high) and low < high
             self._check("rope_parameters", ordered, "low_freq_factor must be positive and below high_freq_factor")
         # Other rope types make tables shorter than a head with it, but Arlow turns all dimensions of a head.
+        unpaired = rope.get(UNPAIRED_FREQUENCIES, False)
+        self._check("rope_parameters", isinstance(unpaired, bool), f"{UNPAIRED_FREQUENCIES} must be true or false")
         partial = rope.get("partial_rotary_factor", 1)
-        valid = _is_positive(partial) and partial <= 1 and (partial == 1 or rope_type == "proportional")
+        valid = is_positive(partial) and partial <= 1 and (partial == 1 or rope_type == "proportional")
         self._check("rope_parameters", valid, "partial_rotary_factor must be 1; up to 1 with rope_type 'proportional'")
 
     def _cross_layers(self) -> list[int]:
         """None without cross-attention; with it all, unless some are named. An empty list names none: it is what a
         config without cross-attention was saved with."""
         given = self._as_list("cross_attention_layers") if self.cross_attention_layers is not None else []
-        valid = all(_is_int(i) and 0 <= i < self.num_hidden_layers for i in given) and len(set(given)) == len(given)
+        valid = all(is_int(i) and 0 <= i < self.num_hidden_layers for i in given) and len(set(given)) == len(given)
         self._check("cross_attention_layers", valid, f"must be distinct layers in 0..{self.num_hidden_layers - 1}")
         if not self.use_cross_attention:
             return []
@@ -350,7 +246,7 @@ class ArlowGPTConfig(ArlowTextConfig):
 
 @value_errors
 @strict
-class ArlowVisionConfig(_ArlowConfigBase):
+class ArlowVisionConfig(ArlowConfigBase):
     """Config of the vision encoder ([`ArlowVLVisionModel`]). A `patch` is before merging, a token after."""
 
     model_type = "arlow_vision"
@@ -396,6 +292,11 @@ class ArlowVisionConfig(_ArlowConfigBase):
     def head_dim(self) -> int:
         return self.embed_dim // self.num_heads
 
+    @property
+    def smallest_side(self) -> int:
+        """Patches per side of the smallest picture."""
+        return self.spatial_merge_size
+
     def _check_sizes(self) -> None:
         self._check_positive(
             "depth", "embed_dim", "hidden_size", "num_heads", "in_channels", "patch_size", "spatial_merge_size",
@@ -403,17 +304,17 @@ class ArlowVisionConfig(_ArlowConfigBase):
         )  # fmt: skip
         self._check("embed_dim", self.embed_dim % self.num_heads == 0, f"is no multiple of num_heads={self.num_heads}")
         self._check("embed_dim", self.head_dim % 2 == 0, f"head size {self.head_dim} must be even")
-        self._check("mlp_ratio", _is_positive(self.mlp_ratio), "must be positive")
+        self._check("mlp_ratio", is_positive(self.mlp_ratio), "must be positive")
         wide = self.embed_dim * self.mlp_ratio >= 1
         self._check("mlp_ratio", wide, f"leaves the MLP no width at embed_dim={self.embed_dim}")
-        self._check("rope_theta", _is_positive(self.rope_theta), "must be positive")
+        self._check("rope_theta", is_positive(self.rope_theta), "must be positive")
         self._check("hidden_act", self.hidden_act in ACT2FN, "is no activation that Transformers knows")
         self.mrope_sections = self._check_sections(self.mrope_sections, self.head_dim)
 
     def _check_attention(self) -> None:
         if self.temporal_window_size is not None:
             self._check_positive("temporal_window_size")
-        self._check("deformable_attention_window", _is_positive(self.deformable_attention_window), "must be positive")
+        self._check("deformable_attention_window", is_positive(self.deformable_attention_window), "must be positive")
         self._check_not_negative("deformable_attention_strength", "initializer_range")
         self._check_fraction("token_pruning_ratio")
         self._check("token_pruning_ratio", self.token_pruning_ratio == 0, "token pruning is not built yet", "use 0.0")
@@ -423,7 +324,7 @@ class ArlowVisionConfig(_ArlowConfigBase):
             # A quarter, the middle, and shortly before the end; a shallow encoder has no use for DeepStack.
             return sorted({self.depth // 4, self.depth // 2, self.depth - 4}) if self.depth >= 6 else []
         indexes = self._as_list("deepstack_visual_indexes")
-        valid = all(_is_int(i) and 0 <= i < self.depth for i in indexes)
+        valid = all(is_int(i) and 0 <= i < self.depth for i in indexes)
         self._check("deepstack_visual_indexes", valid, f"must be blocks in 0..{self.depth - 1}")
         ordered = indexes == sorted(set(indexes))
         self._check("deepstack_visual_indexes", ordered, "must be ascending and distinct")
@@ -441,7 +342,7 @@ class ArlowVisionConfig(_ArlowConfigBase):
 
 @value_errors
 @strict
-class ArlowConfig(_ArlowConfigBase):
+class ArlowConfig(ArlowConfigBase):
     """Config of the vision-language model ([`ArlowModel`], [`ArlowForConditionalGeneration`])."""
 
     model_type = "arlow"
@@ -449,7 +350,7 @@ class ArlowConfig(_ArlowConfigBase):
     keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
 
     text_config: Any = None  # an ArlowTextConfig or its fields; afterwards an ArlowTextConfig
-    vision_config: Any = None  # an ArlowVisionConfig or its fields; afterwards an ArlowVisionConfig
+    vision_config: Any = None  # an ArlowVisionConfig, or a vision config of Transformers (then an ArlowTowerConfig)
     image_token_id: int = 131066  # placeholder of one merged image token
     video_token_id: int = 131067  # placeholder of one merged video token
     vision_start_token_id: int = 131064
@@ -460,17 +361,11 @@ class ArlowConfig(_ArlowConfigBase):
     initializer_range: float | int = 0.02  # standard deviation
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_flat(kwargs)
         self._check_keywords(kwargs)
         self._check_not_negative("initializer_range")
         self._check_parts()
         self._share_tying()
-        if self.vision_config is None:
-            self.vision_config = {}
-        if isinstance(self.vision_config, dict) and "hidden_size" not in self.vision_config:
-            text = self.text_config
-            width = text.get("hidden_size") if isinstance(text, dict) else getattr(text, "hidden_size", None)
-            self.vision_config = {**self.vision_config, "hidden_size": width or ArlowTextConfig.hidden_size}
+        self.vision_config = self._vision_part()
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self._check_widths()
@@ -482,21 +377,32 @@ class ArlowConfig(_ArlowConfigBase):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        cls._refuse_other_part(config_dict)
-        cls._refuse_flat(config_dict)
-        config_dict = dict(config_dict)
-        for key, part in (("text_config", ArlowTextConfig), ("vision_config", ArlowVisionConfig)):
+        today = todays_form(config_dict)
+        if today is not config_dict and today["model_type"] != cls.model_type:
+            # An earlier text model or encoder, which calls itself "arlow": the Auto classes come here.
+            lone = ArlowTextConfig if today["model_type"] == ArlowTextConfig.model_type else ArlowVisionConfig
+            return lone.from_dict(today, **kwargs)
+        config_dict = dict(cls._own_part(today))
+        for key in ("text_config", "vision_config"):
             # A nested dict goes through its own class, which reports unknown keys instead of refusing them.
-            if isinstance(config_dict.get(key), dict) and not isinstance(kwargs.get(key), dict):
-                config_dict[key] = part.from_dict(config_dict[key])
+            fields = config_dict.get(key)
+            if isinstance(fields, dict) and not isinstance(kwargs.get(key), dict):
+                part = ArlowTextConfig if key == "text_config" else vision_class(fields)
+                config_dict[key] = fields if part is None else part.from_dict(fields)
         return super().from_dict(config_dict, **kwargs)
 
-    @staticmethod
-    def _refuse_flat(fields: dict[str, Any]) -> None:
-        """Text fields at the top are the sign of an earlier Arlow generation, whose tensors mean something else."""
-        if fields.get("text_config") is None and "num_hidden_layers" in fields:
-            problem = "a flat config of an earlier Arlow generation, whose checkpoints this version does not read"
-            raise ValueError(message("config", {"model_type": "arlow"}, problem, "nest these fields in text_config"))
+    def _vision_part(self) -> Any:
+        """What was given as `vision_config`, with the text width where none was; a tower in the config around it."""
+        text, given = self.text_config, self.vision_config
+        width = text.get("hidden_size") if isinstance(text, dict) else getattr(text, "hidden_size", None)
+        width = {"hidden_size": width or ArlowTextConfig.hidden_size}
+        if isinstance(given, dict):
+            part = vision_class(given)
+            return ArlowTowerConfig(tower_config=given, **width) if part is None else part(**{**width, **given})
+        if given is None:
+            return ArlowVisionConfig(**width)
+        own = isinstance(given, (ArlowVisionConfig, ArlowTowerConfig))
+        return given if own else ArlowTowerConfig(tower_config=given, **width)
 
     def _share_tying(self) -> None:
         """The composite model reads `tie_word_embeddings` here, the causal LM of the same checkpoint reads the text
@@ -518,9 +424,11 @@ class ArlowConfig(_ArlowConfigBase):
             super().__setattr__("tie_word_embeddings", value.tie_word_embeddings)
 
     def _check_parts(self) -> None:
-        for name, part in (("text_config", ArlowTextConfig), ("vision_config", ArlowVisionConfig)):
-            valid = isinstance(getattr(self, name), (dict, part, type(None)))
-            self._check(name, valid, f"must be an {part.__name__} or a dict of its fields")
+        text, vision = self.text_config, self.vision_config
+        valid = isinstance(text, (dict, ArlowTextConfig, type(None)))
+        self._check("text_config", valid, "must be an ArlowTextConfig or a dict of its fields")
+        valid = isinstance(vision, (dict, PreTrainedConfig, type(None))) and not isinstance(vision, ArlowTextConfig)
+        self._check("vision_config", valid, "must be an ArlowVisionConfig, a Transformers vision config or its fields")
 
     def _check_widths(self) -> None:
         text, vision = self.text_config, self.vision_config
@@ -532,7 +440,7 @@ class ArlowConfig(_ArlowConfigBase):
         names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         for name in names:
             value = getattr(self, name)
-            valid = _is_int(value) and 0 <= value < self.text_config.vocab_size
+            valid = is_int(value) and 0 <= value < self.text_config.vocab_size
             self._check(name, valid, f"must lie in the vocabulary, 0..{self.text_config.vocab_size - 1}")
         self._check(
             "video_token_id", len({getattr(self, name) for name in names}) == 4, "two special tokens share an id"
@@ -543,7 +451,7 @@ class ArlowConfig(_ArlowConfigBase):
         layers = self.deepstack_decoder_layers
         layers = list(range(taps)) if layers is None else self._as_list("deepstack_decoder_layers")
         problem = f"needs one decoder layer in 0..{depth - 1} for each of the {taps} deepstack_visual_indexes"
-        valid = all(_is_int(i) and 0 <= i < depth for i in layers) and len(layers) == taps == len(set(layers))
+        valid = all(is_int(i) and 0 <= i < depth for i in layers) and len(layers) == taps == len(set(layers))
         if not valid:
             raise ValueError(message("deepstack_decoder_layers", layers, problem))
         return layers
@@ -558,19 +466,14 @@ class ArlowConfig(_ArlowConfigBase):
         return cls(**{**fields, **overrides})
 
 
+def vision_class(fields: dict[str, Any]) -> type[ArlowVisionConfig | ArlowTowerConfig] | None:
+    """The config class of a nested vision config; None: the fields are those of a tower of Transformers."""
+    known = {None: ArlowVisionConfig, "arlow": ArlowVisionConfig}
+    known |= {part.model_type: part for part in (ArlowVisionConfig, ArlowTowerConfig)}
+    return known.get(fields.get("model_type"))
+
+
 def default_sections(head_dim: int) -> list[int]:
     """[t, h, w] shares of a head: equal thirds, the remainder to time. Sums to `head_dim`."""
     third = head_dim // 3
     return [head_dim - 2 * third, third, third]
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -73,6 +73,9 @@ def read_config(name: str) -> Any:
 def parts(config: Any) -> tuple[Any, Any]:
     """(text config, vision config) of a config; `None` for a part it does not have."""
     if config.model_type == "arlow":
+        if config.vision_config.model_type != "arlow_vision":
+            kind = config.vision_config.tower_config.model_type
+            raise ValueError(message("vision_config", kind, "only Arlow's own encoder can be estimated"))
         return config.text_config, config.vision_config
     return (None, config) if config.model_type == "arlow_vision" else (config, None)
 
@@ -140,7 +143,8 @@ def count_parameters(config: Any) -> dict[str, int]:
 def _text_parameters(c: Any) -> dict[str, int]:
     E, HD, KD = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     bias = HD + 2 * KD if c.attention_bias else 0
-    layer = E * HD + 2 * E * KD + HD * E + bias + 3 * E * c.intermediate_size + 2 * E
+    norms = 2 * c.head_dim if c.qk_norm else 0
+    layer = E * HD + 2 * E * KD + HD * E + bias + norms + 3 * E * c.intermediate_size + 2 * E
     cross = E * HD + 2 * c.encoder_hidden_size * KD + HD * E + bias + E + 1
     counts = {"token embeddings": c.vocab_size * E, "decoder layers": c.num_hidden_layers * layer}
     if c.cross_attention_layers:
@@ -283,6 +287,8 @@ def _layer_activations(c: Any, widths: Widths) -> int:
     """Per token of one decoder layer."""
     E, HD, KD = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     norms = _norm_activations(E, widths, consumers=3) + _norm_activations(E, widths, consumers=2)
+    if c.qk_norm:
+        norms += _norm_activations(HD, widths, consumers=1) + _norm_activations(KD, widths, consumers=1)
     # Rotated queries and keys, values, the kernel's output, and that rearranged; a float32 number per head.
     attention = widths.compute * (3 * HD + 2 * KD) + 4 * c.num_attention_heads
     mlp = widths.compute * 4 * c.intermediate_size  # gate, its activation, up, their product

@@ -37,6 +37,7 @@ from .positions import (
     on_host,
 )
 from .text import ArlowPreTrainedModel, ArlowTextModel, count_positions
+from .towers import ArlowTower
 from .vision import ArlowVisionOutput, ArlowVLVisionModel
 
 
@@ -48,7 +49,9 @@ class ArlowModel(ArlowPreTrainedModel):
 
     def __init__(self, config: ArlowConfig) -> None:
         super().__init__(config)
-        self.visual = ArlowVLVisionModel(config.vision_config)
+        # By its type: code saved with a model has classes of its own.
+        encoder = ArlowTower if config.vision_config.model_type == "arlow_tower" else ArlowVLVisionModel
+        self.visual = encoder(config.vision_config)
         self.language_model = ArlowTextModel(config.text_config)
         if config.use_gated_cross_attention:
             self.language_model.enable_visual_gates()
@@ -234,10 +237,10 @@ class ArlowModel(ArlowPreTrainedModel):
         return self.training or (starts_a_prompt(past_key_values, kwargs) and is_spread(self.visual))
 
     def _blank_image(self, device: torch.device) -> dict[str, ArlowVisionOutput]:
-        """The features of one blank token. No placeholder takes them, so they change nothing; but the encoder, its
+        """The features of a blank picture. No placeholder takes them, so they change nothing; but the encoder, its
         mergers and the gates of the decoder have run, and get gradients of zero."""
         config = self.config.vision_config
-        side = config.spatial_merge_size
+        side = config.smallest_side
         pixels = torch.zeros(side * side, config.in_channels * config.patch_size**2, device=device)
         return {"image": self.get_image_features(pixels, torch.tensor([[1, side, side]]), return_dict=True)}
 

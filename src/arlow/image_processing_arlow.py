@@ -101,8 +101,8 @@ class ArlowImageProcessor(PixelProcessor, PilBackend):
     pan_and_scan_min_ratio_to_activate = 1.6
     max_tokens_per_image = None
 
-    valid_kwargs = ArlowImageProcessorKwargs
-    options_type = ImageOptions
+    valid_kwargs: Any = ArlowImageProcessorKwargs
+    options_type: Any = ImageOptions
     model_input_names = ["pixel_values", "image_grid_thw"]
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -176,14 +176,11 @@ class ArlowImageProcessor(PixelProcessor, PilBackend):
 
 
 def _cut_and_resize(picture: Picture, box: Box, height: int, width: int, *, options: ImageOptions) -> np.ndarray:
-    """The part `box` of a picture as (height, width, 3) uint8, resized once and antialiased."""
+    """The part `box` of a picture as (height, width, 3), as the options resize it."""
     top, left, box_height, box_width = box
-    if box == (0, 0, height, width) and (height, width) == (picture.height, picture.width):
-        return picture.pixels
-    image = picture.image
     if (box_height, box_width) != (picture.height, picture.width):
-        image = image.crop((left, top, left + box_width, top + box_height))
-    return options.resize(image, height=height, width=width)
+        picture = Picture(image=picture.image.crop((left, top, left + box_width, top + box_height)))
+    return options.resize(picture, height=height, width=width)
 
 
 def _pack(resized: list[np.ndarray], options: ImageOptions) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import PrefixChange, WeightRenaming
+from transformers.core_model_loading import WeightRenaming
 from transformers.generation import GenerationMixin
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_layers import (
@@ -33,11 +33,13 @@ from transformers.utils.generic import can_return_tuple
 
 from .checks import check_keywords, check_labels, check_row_labels, check_spans, is_one_class
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
+from .earlier_weights import row_converters
 from .fusion import ArlowModel
 from .generation import MediaGeneration
 from .linear_loss import LanguageHead, checkpointed_loss, summed_loss
 from .rope import ArlowRotaryEmbedding, apply_rotary_pos_emb
 from .text import ArlowGroupedQueryAttention, ArlowPreTrainedModel, ArlowRMSNorm, ArlowTextModel
+from .towers import ArlowTower
 from .vision import ArlowVisionOutput, ArlowVLVisionModel
 
 
@@ -53,9 +55,13 @@ __all__ = [
     "ArlowRMSNorm",
     "ArlowRotaryEmbedding",
     "ArlowTextModel",
+    "ArlowTower",
     "ArlowVLVisionModel",
     "apply_rotary_pos_emb",
 ]
+
+
+VISION_KEYS = [r"^(model\.)?visual\.", r"visual_gates$"]  # of a whole checkpoint, where the text half is loaded
 
 
 def token_loss(
@@ -212,7 +218,7 @@ class ArlowForCausalLM(_LanguageHead, ArlowPreTrainedModel, GenerationMixin):
     config_class = ArlowTextConfig
     input_modalities = ("text",)
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _keys_to_ignore_on_load_unexpected = [r"^model\.visual\.", r"visual_gates$"]
+    _keys_to_ignore_on_load_unexpected = VISION_KEYS
 
     def __init__(self, config: ArlowTextConfig) -> None:
         super().__init__(config)
@@ -356,6 +362,7 @@ class _TextHead(ArlowPreTrainedModel):
     config: ArlowTextConfig
     config_class = ArlowTextConfig
     input_modalities = ("text",)
+    _keys_to_ignore_on_load_unexpected = VISION_KEYS
 
     def __init__(self, config: ArlowTextConfig) -> None:
         if type(config) not in AutoModel._model_mapping:
@@ -495,19 +502,23 @@ class ArlowForQuestionAnswering(_TextHead, GenericForQuestionAnswering, ArlowPre
         )
 
 
-# Parts of a vision-language checkpoint loaded as models of their own
+# Parts of a vision-language checkpoint, with or without its head, loaded as models of their own
 
 
-class _LoadOnly(PrefixChange):
+class _LoadOnly(WeightRenaming):
     """A prefix that is dropped on load and not put back on save: a part is saved under its own plain names."""
 
     def reverse_transform(self) -> WeightRenaming:
         return WeightRenaming(r"(?!x)x", "x")  # matches nothing
 
 
-for _name, _part in (
-    ("ArlowForCausalLM", _LoadOnly(prefix_to_remove="language_model", model_prefix="model")),
-    ("ArlowTextModel", _LoadOnly(prefix_to_remove=r"model\.language_model")),
-    ("ArlowVLVisionModel", _LoadOnly(prefix_to_remove=r"model\.visual")),
-):
-    register_checkpoint_conversion_mapping(_name, [_part], overwrite=True)
+_LANGUAGE, _VISUAL = r"^(?:model\.)?language_model\.", r"^(?:model\.)?visual\."
+_PREFIXES: dict[type, tuple[str, str]] = {
+    **dict.fromkeys((ArlowForCausalLM, *_TextHead.__subclasses__()), (_LANGUAGE, "model.")),
+    ArlowTextModel: (_LANGUAGE, ""),
+    ArlowVLVisionModel: (_VISUAL, ""),
+    ArlowTower: (_VISUAL, ""),
+}
+for _class, _prefix in _PREFIXES.items():
+    _converters = row_converters() if _class is ArlowTextModel else []  # every model with a decoder has this one in it
+    register_checkpoint_conversion_mapping(_class.__name__, [_LoadOnly(*_prefix), *_converters], overwrite=True)

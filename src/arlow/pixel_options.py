@@ -12,7 +12,7 @@ import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from .errors import is_number, message, shorten
-from .media import INPUT_FORMATS, VALUE_RANGES
+from .media import INPUT_FORMATS, VALUE_RANGES, Picture
 from .media_fetch import DEFAULT_POLICY, MediaPolicy
 from .patches import normalise_rows, target_size
 
@@ -91,6 +91,7 @@ class PixelOptions:
     value_range: Any
 
     CHOICES = {"input_data_format": INPUT_FORMATS, "value_range": VALUE_RANGES}
+    sample_dtype = np.uint8  # of resized pictures
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -149,9 +150,11 @@ class PixelOptions:
             raise ValueError(f"{name} of {height}x{width} pixels: {problem}")
         return height, width
 
-    def resize(self, image: Image.Image, *, height: int, width: int) -> np.ndarray:
-        """An RGB picture as (height, width, 3) uint8, antialiased."""
-        return np.asarray(image.resize((width, height), self.resample))
+    def resize(self, picture: Picture, *, height: int, width: int) -> np.ndarray:
+        """A picture as (height, width, 3) uint8, resized once and antialiased."""
+        if (height, width) == (picture.height, picture.width):
+            return picture.pixels
+        return np.asarray(picture.image.resize((width, height), self.resample))
 
     def normalise(self, rows: np.ndarray, *, out: np.ndarray) -> None:
         """Packed rows (N, 3*K) uint8 as float32 in `out`, of the same shape."""
@@ -207,6 +210,8 @@ class PixelProcessor(BaseImageProcessor):
     input_data_format = None
     value_range = None
 
+    # Options of a call that leaves rows as `options_type.sample_dtype`, small to keep; `normalise` does the rest.
+    raw: ClassVar[dict[str, bool]] = {"do_rescale": False, "do_normalize": False}
     policy: MediaPolicy = DEFAULT_POLICY
     default_to_square = False
     options_type: type[PixelOptions]
@@ -293,12 +298,14 @@ class PixelProcessor(BaseImageProcessor):
         known = self.valid_kwargs.__annotations__
         values = {}
         for field in fields(self.options_type):
-            if (name := field.name) in known and name not in BOUNDS:
-                own = getattr(self, name)
-                values[name] = plain(given.get(name, getattr(type(self), name) if own is None else own))
+            name = field.name
+            if name in BOUNDS or not hasattr(type(self), name):
+                continue
+            own = getattr(self, name) if name in known else None  # what is no option is the class's own
+            values[name] = plain(given.get(name, getattr(type(self), name) if own is None else own))
         for key in ("image_mean", "image_std"):
             values[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
-        bounds = self._bounds(self.size) | self._bounds(given.get("size"))
+        bounds = self._bounds(self.size or type(self).size) | self._bounds(given.get("size"))
         return values | bounds | {key: plain(given[key]) for key in BOUNDS if key in given}
 
     def _bounds(self, size: Any) -> dict[str, Any]:

@@ -32,10 +32,12 @@ TABLE: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
     ("ArlowConfig", "configuration_arlow", {"CONFIG": ("arlow",)}),
     ("ArlowTextConfig", "configuration_arlow", {"CONFIG": ("arlow_text",)}),
     ("ArlowVisionConfig", "configuration_arlow", {"CONFIG": ("arlow_vision",)}),
+    ("ArlowTowerConfig", "configuration_tower", {"CONFIG": ("arlow_tower",)}),
     ("ArlowGPTConfig", "configuration_arlow", {"CONFIG": ("arlowgpt",)}),
     ("ArlowPreTrainedModel", "modeling_arlow", {}),
     ("ArlowTextModel", "modeling_arlow", {"MODEL": ("arlow_text", "arlowgpt")}),
     ("ArlowVLVisionModel", "modeling_arlow", {"MODEL": ("arlow_vision",)}),
+    ("ArlowTower", "modeling_arlow", {"MODEL": ("arlow_tower",)}),
     ("ArlowModel", "modeling_arlow", {"MODEL": ("arlow",)}),
     ("ArlowForCausalLM", "modeling_arlow", {"MODEL_FOR_CAUSAL_LM": ("arlow_text", "arlowgpt", "arlow")}),
     (
@@ -57,6 +59,8 @@ TABLE: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
     ("ArlowProcessor", "processing_arlow", {"PROCESSOR": ("arlow",)}),
     ("ArlowImageProcessor", "image_processing_arlow", {"IMAGE_PROCESSOR": ("arlow",)}),
     ("ArlowVideoProcessor", "video_processing_arlow", {"VIDEO_PROCESSOR": ("arlow",)}),
+    ("ArlowTowerImageProcessor", "tower_processing", {"IMAGE_PROCESSOR": ("arlow_tower",)}),
+    ("ArlowTowerVideoProcessor", "tower_processing", {"VIDEO_PROCESSOR": ("arlow_tower",)}),
     ("ArlowTokenizer", "tokenization_arlow", {"TOKENIZER": ("arlow", "arlow_text", "arlowgpt")}),
     ("ArlowTokenizerFast", "tokenization_arlow", {}),
     ("MediaPolicy", "media_fetch", {}),
@@ -156,7 +160,13 @@ def _fill_models(module: ModuleType) -> None:
 
 def _fill_lora_targets(module: ModuleType) -> None:
     targets = module.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    targets.update({model_type: list(LORA_TARGETS) for model_type in MODEL_TYPES if model_type != "arlow_vision"})
+    targets.update(
+        {
+            model_type: list(LORA_TARGETS)
+            for model_type in MODEL_TYPES
+            if model_type not in ("arlow_vision", "arlow_tower")
+        }
+    )
 
 
 _AUTO_MODULES = (

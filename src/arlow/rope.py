@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .configuration_arlow import ArlowTextConfig, ArlowVisionConfig, default_sections
+from .earlier_config import UNPAIRED_FREQUENCIES
 from .positions import sequence_lengths
 
 
@@ -28,22 +29,20 @@ def apply_rotary_pos_emb(
     Args:
         q: (B, H, S, D), or (B, S, H, D) with `unsqueeze_dim=2`.
         k: the same with the key heads.
-        cos, sin: (B, S, D), as `ArlowRotaryEmbedding` gives them (both halves alike).
+        cos, sin: (B, S, D), as `ArlowRotaryEmbedding` gives them.
         unsqueeze_dim: the axis of the heads.
 
     Returns:
         The rotated queries and keys, shapes and dtypes unchanged.
     """
-    half = q.shape[-1] // 2
-    cos = cos[..., :half].unsqueeze(unsqueeze_dim)
-    sin = sin[..., :half].unsqueeze(unsqueeze_dim)
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn `x` (..., D) by angles given as `cos`, `sin` (..., D/2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    """Turn `x` (..., D) by angles given as `cos`, `sin` (..., D)."""
+    (first, second), (cos1, cos2), (sin1, sin2) = (part.chunk(2, dim=-1) for part in (x, cos, sin))
+    return torch.cat((first * cos1 - second * sin1, second * cos2 + first * sin2), dim=-1)
 
 
 def axis_of_pairs(sections: Sequence[int], pairs: int) -> torch.Tensor:
@@ -101,6 +100,10 @@ class ArlowRotaryEmbedding(RotaryTables):
         config, pairs = self.config, self.config.head_dim // 2
         sections = config.mrope_sections or default_sections(config.head_dim)
         tables = {"pair_axis": axis_of_pairs(sections, pairs)}
+        element = torch.arange(2 * pairs)
+        if config.rope_parameters.get(UNPAIRED_FREQUENCIES):  # even elements of a head came first, then odd ones
+            element = element.view(pairs, 2).T.flatten()
+        tables["angle_of_element"] = element % pairs
         if self.rope_type == "default":
             tables["inv_freq"] = inverse_frequencies(config.rope_parameters["rope_theta"], config.head_dim)
         else:
@@ -126,7 +129,7 @@ class ArlowRotaryEmbedding(RotaryTables):
         else:
             positions = position_ids[..., None]  # [B, S, 1]
         angles = positions.float() * inv_freq  # [B, S, D/2]
-        angles = torch.cat((angles, angles), dim=-1)  # [B, S, D]
+        angles = angles[..., self.angle_of_element]  # [B, S, D]
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
 
@@ -168,8 +171,9 @@ class VisionRotary(RotaryTables):
 
     @torch.no_grad()
     def forward(self, coordinates: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """`coordinates` (N, 3) int64, in patch units -> cos, sin (N, D/2) in `dtype`."""
+        """`coordinates` (N, 3) int64, in patch units -> cos, sin (N, D) in `dtype`."""
         angles = coordinates[:, self.pair_axis].float() * self.inv_freq  # [N, D/2]
+        angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

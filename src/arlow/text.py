@@ -3,7 +3,8 @@
 Sizes: B batch, S sequence, E hidden_size, D head_dim, L encoder tokens. A hidden state is [B, S, E] everywhere.
 
 Pre-norm LLaMA layers with grouped-query attention (arXiv 2305.13245), RoPE, SwiGLU (2002.05202), sliding windows by
-layer type, and an optional gated cross-attention (2204.14198) over the states of an encoder.
+layer type, optionally with norms of queries and keys (2302.05442) and a gated cross-attention (2204.14198) over the
+states of an encoder.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import FLASH, attention_function, make_masks
-from .checkpoint import check_checkpoint
+from .checkpoint import check_checkpoint, check_loaded, listed, saved_config
 from .checks import check_encoder_states, check_inputs, check_keywords, check_kinds, check_mask, check_positions
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
+from .earlier_config import generation_of
+from .earlier_weights import interleaved_rows
 from .errors import CheckpointMismatch, message
 from .rope import ArlowRotaryEmbedding, RotaryTables, apply_rotary_pos_emb
 
@@ -107,22 +110,39 @@ class ArlowPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: the checkpoint is missing, truncated or corrupt, or is a pickle nobody asked for.
-            ValueError: its tensors do not fit the config ([`CheckpointMismatch`]), or its index points outside its
-                directory.
+            ValueError: tensors are missing, left over or of another shape ([`CheckpointMismatch`]); its index points
+                outside its directory; a config of an Arlow generation that is not read, or cannot be told.
         """
         if use_safetensors is None and kwargs.get("state_dict") is None and kwargs.get("gguf_file") is None:
             use_safetensors = True
         where = {"subfolder": kwargs.get("subfolder", ""), "variant": kwargs.get("variant")}
         check_checkpoint(pretrained_model_name_or_path, pickled=use_safetensors is False, **where)
-        try:
-            return super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
-            )
-        except RuntimeError as error:  # the library's report on tensors of the wrong shape
-            if "size" not in str(error) and "shape" not in str(error):
-                raise
-            problem = f"tensors of another shape than the config says ({' '.join(str(error).split())})"
-            raise CheckpointMismatch(message("checkpoint", str(pretrained_model_name_or_path), problem)) from error
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
+        )
+
+    # The two steps of a load that know which files are read: not the adapter's, where one is loaded with its base.
+
+    @staticmethod
+    def _load_pretrained_model(model: Any, *args: Any, **kwargs: Any) -> Any:
+        files = args[1] if len(args) > 1 else kwargs.get("checkpoint_files")
+        saved = saved_config(files)
+        if kwargs.get("expected_keys") is None:  # not an adapter's tensors
+            model.__dict__["_saved_config"] = saved
+        with interleaved_rows(generation_of(saved) is not None):
+            return PreTrainedModel._load_pretrained_model(model, *args, **kwargs)
+
+    @staticmethod
+    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
+        wrong = {name for name, *_ in loading_info.mismatched_keys}
+        if wrong and not load_config.ignore_mismatched_sizes:
+            problem = f"tensors of another shape than the config says: {listed(wrong)}"
+            raise CheckpointMismatch(message("checkpoint", str(load_config.pretrained_model_name_or_path), problem))
+        loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        saved = model.__dict__.pop("_saved_config", None)
+        if saved is not None:
+            check_loaded(model, loading_info.missing_keys, loading_info.unexpected_keys, saved)
+        return loading_info
 
     # Flash attention: whether it can run depends on the activations, so nothing is refused when a model is loaded.
     # `attention.backend_for` chooses at every forward and falls back to SDPA.
@@ -396,6 +416,9 @@ class ArlowGroupedQueryAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_norm, self.k_norm = (
+            ArlowRMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity() for _ in "qk"
+        )
 
     def forward(
         self,
@@ -408,8 +431,8 @@ class ArlowGroupedQueryAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`position_embeddings` are cos and sin (B, S, D). Returns the output (B, S, E) and the weights, if any."""
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)  # head counts differ under tensor parallelism
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # [B, H, S, D]
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)  # [B, H, S, D]
+        key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.video_processing_utils import VideoProcessorMixin
@@ -26,6 +25,7 @@ from transformers.video_utils import VideoMetadata
 
 from .errors import message, shorten
 from .frame_sampling import STRATEGIES, VideoFacts, group_timestamps, sample_indices
+from .media import Picture
 from .patches import pack_video
 from .pixel_options import (
     Integer,
@@ -192,8 +192,8 @@ class ArlowVideoProcessor(PixelProcessor, VideoProcessorMixin, PilBackend):
     max_tokens_per_video = None
     return_metadata = False
 
-    valid_kwargs = ArlowVideoProcessorKwargs
-    options_type = VideoOptions
+    valid_kwargs: Any = ArlowVideoProcessorKwargs
+    options_type: Any = VideoOptions
     model_input_names = ["pixel_values_videos", "video_grid_thw"]
 
     def __init__(self, **kwargs: Any) -> None:
@@ -329,12 +329,10 @@ def describe_clip(facts: VideoFacts, indices: np.ndarray, *, temporal_patch_size
 
 
 def _pack(source: VideoSource, plan: ClipPlan, indices: np.ndarray, options: VideoOptions) -> np.ndarray:
-    """The frames at `indices`, resized one by one, as packed rows (G*h*w, 3*T*P*P) uint8."""
-    frames = np.empty((len(indices), plan.height, plan.width, 3), dtype=np.uint8)
+    """The frames at `indices`, resized one by one, as packed rows (G*h*w, 3*T*P*P)."""
+    frames = np.empty((len(indices), plan.height, plan.width, 3), dtype=options.sample_dtype)
     for at, frame in enumerate(source.frames(indices)):
-        if frame.shape[:2] != (plan.height, plan.width):
-            frame = options.resize(Image.fromarray(frame), height=plan.height, width=plan.width)
-        frames[at] = frame
+        frames[at] = options.resize(Picture(frame), height=plan.height, width=plan.width)
     return pack_video(
         frames,
         patch_size=options.patch_size,

@@ -142,7 +142,7 @@ class Group(NamedTuple):
 
 
 class Layout(NamedTuple):
-    cos: torch.Tensor  # (N, 1, D/2)
+    cos: torch.Tensor  # (N, 1, D)
     sin: torch.Tensor
     backend: str
     groups: list[Group]  # for the dense backends

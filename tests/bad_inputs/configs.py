@@ -170,7 +170,7 @@ FIELDS = [
     ("text directory as vision config", part_of_another(ArlowTextConfig, ArlowVisionConfig), "a text config"),
     ("text directory as composite config", part_of_another(ArlowTextConfig, ArlowConfig), "a text config"),
     ("vision directory as text config", part_of_another(ArlowVisionConfig, ArlowTextConfig), "a vision config"),
-    ("flat config of an earlier generation", lambda _: ArlowConfig(num_hidden_layers=4), "flat config"),
+    ("flat config of an earlier generation", lambda _: ArlowConfig(num_hidden_layers=4), "num_hidden_layers=4"),
     ("flat config file", config_file({"model_type": "arlow", "num_hidden_layers": 4}), "flat config"),
     ("bad value deep in a file", config_file({**COMPOSITE, "text_config": {"vocab_size": -1}}), "vocab_size=-1"),
     ("list for a part in a file", config_file({**COMPOSITE, "vision_config": [1]}), "vision_config=[1]"),

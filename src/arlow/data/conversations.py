@@ -35,7 +35,6 @@ KINDS = ("image", "video")
 COLUMNS = {"image": "images", "video": "videos"}  # of a row, for parts that name no source
 PIXELS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 NO_FILE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")  # a URL or data URI; a single letter is a drive of Windows
-RAW = {"do_rescale": False, "do_normalize": False}  # samples 0..255: kept as uint8, normalised in the batch
 
 
 # Where rows come from
@@ -313,14 +312,17 @@ class Conversations:
         key = (kind, source) if isinstance(source, str) else None
         if key in self._media:
             return self._media[key]
+        processor = getattr(self.processor, f"{kind}_processor")
         if kind == "image":
-            out = self.processor.image_processor.preprocess([source], **RAW)
+            out = processor.preprocess([source], **processor.raw)
             text = self.processor.replace_image_token(out, 0)
         else:
-            out = self.processor.video_processor.preprocess(_one_video(source), **RAW, return_metadata=True)
+            out = processor.preprocess(_one_video(source), **processor.raw, return_metadata=True)
             text = self.processor.replace_video_token(out, 0, timestamp_alignment=self.processor.timestamp_alignment)
         pixels, grids = PIXELS[kind]
-        media = Media(kind, np.asarray(out[pixels]).astype(np.uint8), np.asarray(out[grids]), text)
+        media = Media(
+            kind, np.asarray(out[pixels]).astype(processor.options_type.sample_dtype), np.asarray(out[grids]), text
+        )
         if self.cache and key is not None:
             self._media[key] = media
         return media

@@ -25,7 +25,6 @@ from .chat import prepare_to_answer
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 DECODER_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-VISION_LINEAR = ["qkv", "proj", "fc1", "fc2"]
 
 
 class LoraRecipe(BaseModel):
@@ -37,7 +36,7 @@ class LoraRecipe(BaseModel):
     alpha: PositiveInt = Field(16, description="the adapters' output is scaled by alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input")
     targets: list[str] = Field(DECODER_LINEAR, min_length=1, description="linear layers of the decoder, by name")
-    vision: bool = Field(False, description="adapt the linear layers of the vision encoder's blocks, too")
+    vision: bool = Field(False, description="adapt the linear layers of the vision encoder, too")
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraRecipe, *, checkpointing: bool = False) -> Any:
@@ -56,7 +55,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraRecipe, *, checkpointing: bool
             )
     pattern = rf".*language_model\.layers\.\d+\..*\b({'|'.join(map(re.escape, lora.targets))})"
     if lora.vision:
-        pattern = rf"{pattern}|.*visual\.blocks\.\d+\.(.*\.)?({'|'.join(VISION_LINEAR)})"
+        pattern = "|".join([pattern, *(re.escape(name) for name in _vision_linear(model))])
     config = peft.LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern, task_type="CAUSAL_LM"
     )
@@ -64,6 +63,15 @@ def add_adapter(model: PreTrainedModel, lora: LoraRecipe, *, checkpointing: bool
     if checkpointing:  # a checkpointed layer needs an input that requires gradients, and embeddings are frozen
         model.enable_input_require_grads()
     return adapted
+
+
+def _vision_linear(model: PreTrainedModel) -> list[str]:
+    """The linear layers of the vision encoder, without mergers and the projector."""
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and re.search(r"visual\.(blocks|tower)\.", name)
+    ]
 
 
 def _in_decoder(name: str, layer: torch.nn.Module) -> bool:

@@ -7,22 +7,33 @@ First the merger (and the DeepStack mergers) learn while both towers stay as the
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
-from transformers import set_seed
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NegativeInt,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from ..chat_template import CHAT_TEMPLATE
 from ..configuration_arlow import ArlowConfig, ArlowVisionConfig
+from ..configuration_tower import ArlowTowerConfig
 from ..errors import message
 from ..image_processing_arlow import ArlowImageProcessor
 from ..modeling_arlow import ArlowForCausalLM, ArlowForConditionalGeneration
 from ..processing_arlow import ArlowProcessor
 from ..tokenization_arlow import ArlowTokenizer
 from ..video_processing_arlow import ArlowVideoProcessor
-from ..vision import ArlowVLVisionModel
 from .chat import ChatRecipe, Part, freeze, prepare_to_answer, train_on_chats
 from .loop import check_output, newest_checkpoint
 from .parts import (
@@ -31,9 +42,12 @@ from .parts import (
     check_tokenizer,
     find_encoder,
     find_processor,
+    is_tower,
     load_encoder,
     load_model,
+    load_tower,
     model_type,
+    tower_processors,
 )
 from .recipe import FilePath
 
@@ -63,11 +77,26 @@ class Everything(BaseModel):
         return self
 
 
+class Tower(BaseModel):
+    """The field `tower`: how a vision model of Transformers is joined to the text model; see [`ArlowTowerConfig`]."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+
+    spatial_merge_size: PositiveInt = Field(1, description="patches per side of a token (pixel shuffle)")
+    projector: Literal["mlp", "linear"] = Field("mlp", description="norm and an MLP, or norm and one linear layer")
+    feature_layer: NegativeInt = Field(-1, description="hidden state of the tower: -1 its output, -2 the one before")
+
+
 class Recipe(ChatRecipe):
     """Fields of the stage `align`."""
 
-    vision: FilePath = Field(description="directory of a vision encoder, or a checkpoint of vision-mae")
+    vision: FilePath = Field(
+        description="directory of a vision encoder, a checkpoint of vision-mae, or a vision model of Transformers"
+    )
     text: FilePath = Field(description="directory of a text model with its tokenizer")
+    tower: Tower | None = Field(
+        None, description="of a vision model of Transformers: spatial_merge_size, projector, feature_layer"
+    )
     learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate of the mergers")
     deepstack_visual_indexes: list[int] | None = Field(
         None, description="encoder blocks that feed the decoder's first layers; default: the encoder's own"
@@ -114,16 +143,18 @@ def build(recipe: Recipe) -> tuple[ArlowForConditionalGeneration, ArlowProcessor
     if kind != "arlow_text":
         raise ValueError(message("text", str(recipe.text), f"a model of type {kind}, not arlow_text"))
     folder = find_encoder(recipe.vision, field="vision")
-    encoder = load_encoder(folder, field="vision")
-    tokenizer = ArlowTokenizer.from_pretrained(recipe.text)
-    text = ArlowForCausalLM.from_pretrained(recipe.text, dtype=torch.float32)
-    check_tokenizer(tokenizer, text.config)
-    images, videos = (_processor_of(folder, part) for part in (IMAGE_PROCESSOR, VIDEO_PROCESSOR))
-    processor = ArlowProcessor(
-        ArlowImageProcessor.from_pretrained(images), tokenizer, ArlowVideoProcessor.from_pretrained(videos)
-    )
+    set_seed(recipe.seed)  # of new mergers, and of embeddings of new tokens
+    text, tokenizer = _load_text(recipe.text)
+    if is_tower(folder):
+        options = {} if recipe.tower is None else recipe.tower.model_dump()
+        encoder = load_tower(folder, hidden_size=text.config.hidden_size, **options)
+        images, videos = tower_processors(folder, encoder.config)
+    else:
+        encoder = load_encoder(folder, field="vision")
+        images = ArlowImageProcessor.from_pretrained(_processor_of(folder, IMAGE_PROCESSOR))
+        videos = ArlowVideoProcessor.from_pretrained(_processor_of(folder, VIDEO_PROCESSOR))
+    processor = ArlowProcessor(images, tokenizer, videos)
     _check_geometry(processor, encoder.config)
-    set_seed(recipe.seed)  # of new mergers
     config = _joined(encoder.config, text.config, tokenizer, recipe)
     model = ArlowForConditionalGeneration._from_config(
         config, attn_implementation=recipe.attention, dtype=torch.float32
@@ -135,6 +166,30 @@ def build(recipe: Recipe) -> tuple[ArlowForConditionalGeneration, ArlowProcessor
     return model, processor
 
 
+def _load_text(folder: Path) -> tuple[ArlowForCausalLM, ArlowTokenizer]:
+    """The text model and its tokenizer. One that knows nothing of pictures, a converted one, gets the tokens that
+    conversations need, and Arlow's template; the model then gets embeddings for them."""
+    tokenizer = ArlowTokenizer.from_pretrained(folder)
+    text = ArlowForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if not _knows_pictures(folder, tokenizer):
+        tokenizer.chat_template = CHAT_TEMPLATE
+        new = len(tokenizer) - text.config.vocab_size
+        if new > 0:
+            logger.warning(f"text: {new} tokens are new, with embeddings made anew")
+            text.resize_token_embeddings(len(tokenizer))
+    check_tokenizer(tokenizer, text.config)
+    return text, tokenizer
+
+
+def _knows_pictures(folder: Path, tokenizer: ArlowTokenizer) -> bool:
+    """Whether the saved tokenizer had the placeholder of an image before it was loaded, which adds it."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():  # vocab.json and merges.txt: only Arlow's own are saved so
+        return True
+    saved = json.loads(file.read_text(encoding="utf-8")).get("added_tokens") or []
+    return tokenizer.image_token in [token["content"] for token in saved]
+
+
 def _processor_of(encoder: Path, part: str) -> Path:
     found = find_processor(encoder, part)
     if found is None:
@@ -142,7 +197,7 @@ def _processor_of(encoder: Path, part: str) -> Path:
     return found
 
 
-def _check_geometry(processor: ArlowProcessor, config: ArlowVisionConfig) -> None:
+def _check_geometry(processor: ArlowProcessor, config: ArlowVisionConfig | ArlowTowerConfig) -> None:
     for part in (processor.image_processor, processor.video_processor):
         for name, wanted in (
             ("patch_size", config.patch_size),
@@ -154,24 +209,32 @@ def _check_geometry(processor: ArlowProcessor, config: ArlowVisionConfig) -> Non
                 raise ValueError(message(name, getattr(part, name), problem))
 
 
-def _joined(vision: ArlowVisionConfig, text: Any, tokenizer: ArlowTokenizer, recipe: Recipe) -> ArlowConfig:
+def _joined(
+    vision: ArlowVisionConfig | ArlowTowerConfig, text: Any, tokenizer: ArlowTokenizer, recipe: Recipe
+) -> ArlowConfig:
     """The config of the whole model. Raises `ValueError` for DeepStack layers that do not exist."""
-    fields = {"hidden_size": text.hidden_size}
-    if recipe.deepstack_visual_indexes is not None:
-        fields["deepstack_visual_indexes"] = recipe.deepstack_visual_indexes
+    if isinstance(vision, ArlowTowerConfig):
+        if recipe.deepstack_visual_indexes:
+            problem = "a vision model of Transformers has no DeepStack"
+            raise ValueError(message("deepstack_visual_indexes", recipe.deepstack_visual_indexes, problem))
+    else:
+        fields = {"hidden_size": text.hidden_size}
+        if recipe.deepstack_visual_indexes is not None:
+            fields["deepstack_visual_indexes"] = recipe.deepstack_visual_indexes
+        vision = ArlowVisionConfig.from_dict({**vision.to_dict(), **fields})
     ids = {
         f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name))
         for name in ("image_token", "video_token", "vision_start_token", "vision_end_token")
     }
     return ArlowConfig(
         text_config=copy.deepcopy(text),
-        vision_config=ArlowVisionConfig.from_dict({**vision.to_dict(), **fields}),
+        vision_config=vision,
         deepstack_decoder_layers=recipe.deepstack_decoder_layers,
         **ids,
     )
 
 
-def _take_encoder(visual: ArlowVLVisionModel, encoder: ArlowVLVisionModel) -> None:
+def _take_encoder(visual: PreTrainedModel, encoder: PreTrainedModel) -> None:
     """Copy the encoder's weights; mergers of another width, or for other blocks, stay new."""
     given = encoder.state_dict()
     if encoder.config.deepstack_visual_indexes != visual.config.deepstack_visual_indexes:

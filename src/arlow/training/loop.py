@@ -436,7 +436,7 @@ class ArlowTrainer(Trainer):
         # The library goes by names; ours has vectors that are neither norms nor biases.
         named = model.named_parameters(remove_duplicate=False)
         shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in named}  # ZeRO-3 empties p
-        return [name for name in super().get_decay_parameter_names(model) if len(shapes[name]) > 1]
+        return [name for name in super().get_decay_parameter_names(model) if len(shapes.get(name, ())) > 1]
 
     def _learning_rate(self, name: str) -> float:
         prefixes = [prefix for prefix in self.learning_rates if prefix in name]

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitsAndBytesConfig
 
+from ..checkpoint import listed
 from ..configuration_arlow import ArlowTextConfig
-from ..errors import message
+from ..configuration_tower import TOWERS, ArlowTowerConfig
+from ..errors import CheckpointMismatch, message
 from ..extras import need
 from ..modeling_arlow import ArlowForConditionalGeneration
 from ..processing_arlow import ArlowProcessor
+from ..tower_processing import ArlowTowerImageProcessor, ArlowTowerVideoProcessor
+from ..towers import ArlowTower
 from ..vision import ArlowVLVisionModel
 from .loop import newest_checkpoint
 
@@ -60,6 +64,42 @@ def load_encoder(folder: Path, *, field: str) -> ArlowVLVisionModel:
     if kind in ("arlow_vision", "arlow"):
         return ArlowVLVisionModel.from_pretrained(folder, dtype=torch.float32)
     raise ValueError(message(field, str(folder), f"a model of type {kind!r} has no vision encoder"))
+
+
+def is_tower(folder: Path) -> bool:
+    """Whether a directory holds a vision model of Transformers, or a model of images and texts with one in it."""
+    kind = model_type(folder, field="vision")
+    return kind in TOWERS or f"{kind}_vision_model" in TOWERS
+
+
+def load_tower(folder: Path, **options: Any) -> ArlowTower:
+    """The vision model of a directory in float32, with a new projector.
+
+    Args:
+        options: fields of [`ArlowTowerConfig`].
+
+    Raises:
+        OSError: files are missing or damaged.
+        ValueError: an option that does not fit the tower.
+    """
+    config = ArlowTowerConfig(tower_config=AutoConfig.from_pretrained(folder), **options)
+    tower, report = AutoModel.from_pretrained(
+        folder, config=config.tower_config, dtype=torch.float32, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise CheckpointMismatch(f"vision={str(folder)!r}: tensors missing: {listed(set(report['missing_keys']))}")
+    encoder = ArlowTower(config)
+    encoder.tower.load_state_dict(tower.state_dict())
+    return encoder
+
+
+def tower_processors(
+    folder: Path, config: ArlowTowerConfig
+) -> tuple[ArlowTowerImageProcessor, ArlowTowerVideoProcessor]:
+    """Processors around the one that is saved with a tower."""
+    own = AutoImageProcessor.from_pretrained(folder).to_dict()
+    options = {"tower_processor": own, "patch_size": config.patch_size, "merge_size": config.spatial_merge_size}
+    return ArlowTowerImageProcessor(**options), ArlowTowerVideoProcessor(**options)
 
 
 def find_processor(encoder: Path, part: str) -> Path | None:
