@@ -126,10 +126,8 @@ def test_loss_by_mask_and_by_turn(home: Path, tmp_path: Path) -> None:
     rows = Conversations(processor, [(JsonLines(file, field="data"), 1.0)])
     batch = Collator(processor, packing=False)([rows.load(0)])
     labels = batch["labels"][0]
-    learned = processor.tokenizer.decode(labels[labels != -100])
-    assert learned.replace(processor.tokenizer.im_end_token, "|").split("|")[:-1] == ["fox", "lazy dog"] or (
-        "fox" in learned and "lazy dog" in learned and "Describe" not in learned and "one word" not in learned
-    )
+    end = processor.tokenizer.im_end_token
+    assert processor.tokenizer.decode(labels[labels != -100]) == f"fox{end}lazy dog{end}"
     by_turn = model(**batch).loss
     logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits[0, :-1].double()
     by_hand = torch.nn.functional.cross_entropy(logits, labels[1:], ignore_index=-100)

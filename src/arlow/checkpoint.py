@@ -141,7 +141,8 @@ def _text_config(today: dict[str, Any], *, like: Any) -> Any:
     fields = today.get("text_config") or today
     if not hasattr(like, "rope_parameters") or "vocab_size" not in fields:
         return None
-    return type(like).from_dict(fields)
+    kind = type(like)  # keys it does not know were reported when the model's own config was read
+    return kind.from_dict({name: value for name, value in fields.items() if name in kind.__dataclass_fields__})
 
 
 def _crossing(config: Any) -> tuple[bool, list[int]]:

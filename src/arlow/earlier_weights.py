@@ -50,6 +50,11 @@ class RotaryRows(ConversionOps):
         return self
 
 
+def not_undone() -> WeightRenaming:
+    """The inverse of a change that a save does not take back: a renaming that matches nothing."""
+    return WeightRenaming(r"(?!x)x", "x")
+
+
 class WhileInterleaved(WeightConverter):
     """In force only while files with interleaved rows are read: no other load sees it (quantised ones have converters
     of their own), and no save, which writes today's rows."""
@@ -58,7 +63,7 @@ class WhileInterleaved(WeightConverter):
         return super().rename_source_key(source_key) if _interleaved.get() else (source_key, None)
 
     def reverse_transform(self) -> WeightRenaming:
-        return WeightRenaming(r"(?!x)x", "x")  # matches nothing
+        return not_undone()
 
 
 def row_converters() -> list[WeightConverter]:

@@ -33,7 +33,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .checks import check_keywords, check_labels, check_row_labels, check_spans, is_one_class
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
-from .earlier_weights import row_converters
+from .earlier_weights import not_undone, row_converters
 from .fusion import ArlowModel
 from .generation import MediaGeneration
 from .linear_loss import LanguageHead, checkpointed_loss, summed_loss
@@ -509,7 +509,7 @@ class _LoadOnly(WeightRenaming):
     """A prefix that is dropped on load and not put back on save: a part is saved under its own plain names."""
 
     def reverse_transform(self) -> WeightRenaming:
-        return WeightRenaming(r"(?!x)x", "x")  # matches nothing
+        return not_undone()
 
 
 _LANGUAGE, _VISUAL = r"^(?:model\.)?language_model\.", r"^(?:model\.)?visual\."

@@ -22,7 +22,7 @@ from .checks import check_keywords
 from .configuration_tower import ArlowTowerConfig
 from .errors import message
 from .text import ArlowPreTrainedModel
-from .vision import ArlowVisionOutput, Grid, read_grids
+from .vision import ArlowVisionOutput, Grid, read_media
 
 
 class ArlowTower(ArlowPreTrainedModel):
@@ -71,16 +71,9 @@ class ArlowTower(ArlowPreTrainedModel):
         kwargs.pop("return_dict", None)
         rows: list[torch.Tensor] = []
         grids: list[Grid] = []
-        for names, pixels, thw in (
-            (("pixel_values", "grid_thw"), pixel_values, grid_thw),
-            (("pixel_values_videos", "video_grid_thw"), pixel_values_videos, video_grid_thw),
-        ):
-            if pixels is not None:
-                found = read_grids(pixels, thw, self.config, names)
-                rows += pixels.split([t * h * w for t, h, w in found])
-                grids += found
-        if not grids:
-            raise ValueError(message("pixel_values", None, "neither pixel_values nor pixel_values_videos was given"))
+        for pixels, found in read_media(self.config, pixel_values, grid_thw, pixel_values_videos, video_grid_thw):
+            rows += pixels.split([t * h * w for t, h, w in found])
+            grids += found
         features: list[torch.Tensor] = [rows[0]] * len(rows)
         for size in dict.fromkeys((h, w) for _, h, w in grids):
             members = [i for i, (_, h, w) in enumerate(grids) if (h, w) == size]

@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import FLASH_KERNELS, Varlen, attention_function, backend_for, cumulative
 from .checks import check_keywords, check_media, check_rows
 from .configuration_arlow import ArlowVisionConfig
+from .configuration_tower import ArlowTowerConfig
 from .errors import message
 from .rope import VisionRotary, rotate
 from .text import ArlowPreTrainedModel
@@ -87,15 +88,9 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
             ValueError: no pixels; a row width, grid or row count that does not fit, with both numbers.
         """
         check_keywords(kwargs, ArlowVLVisionModel.forward)
-        given = {
-            ("pixel_values", "grid_thw"): (pixel_values, grid_thw),
-            ("pixel_values_videos", "video_grid_thw"): (pixel_values_videos, video_grid_thw),
-        }
-        media = [(names, pair) for names, pair in given.items() if pair[0] is not None]
-        if not media:
-            raise ValueError(message("pixel_values", None, "neither pixel_values nor pixel_values_videos was given"))
-        grids = [grid for names, pair in media for grid in read_grids(*pair, self.config, names)]
-        rows = [pixels for _, (pixels, _) in media]
+        media = read_media(self.config, pixel_values, grid_thw, pixel_values_videos, video_grid_thw)
+        grids = [grid for _, found in media for grid in found]
+        rows = [pixels for pixels, _ in media]
         if visible is not None:
             rows = select_rows(rows, visible)
         hidden_states = torch.cat([self.patch_embed(pixels) for pixels in rows])  # [N, E]
@@ -170,8 +165,27 @@ def make_layout(
     return Layout(cos[:, None], sin[:, None], backend, groups, [segment.length for segment in segments])
 
 
+def read_media(
+    config: ArlowVisionConfig | ArlowTowerConfig,
+    pixel_values: torch.Tensor | None,
+    grid_thw: torch.Tensor | None,
+    pixel_values_videos: torch.Tensor | None,
+    video_grid_thw: torch.Tensor | None,
+) -> list[tuple[torch.Tensor, list[Grid]]]:
+    """The rows an encoder was given with their grids, pictures before videos. Raises `ValueError` where there are none
+    or they do not fit."""
+    given = (
+        (("pixel_values", "grid_thw"), pixel_values, grid_thw),
+        (("pixel_values_videos", "video_grid_thw"), pixel_values_videos, video_grid_thw),
+    )
+    media = [(pixels, read_grids(pixels, thw, config, names)) for names, pixels, thw in given if pixels is not None]
+    if not media:
+        raise ValueError(message("pixel_values", None, "neither pixel_values nor pixel_values_videos was given"))
+    return media
+
+
 def read_grids(
-    pixels: torch.Tensor, thw: torch.Tensor, config: ArlowVisionConfig, names: tuple[str, str]
+    pixels: torch.Tensor, thw: Any, config: ArlowVisionConfig | ArlowTowerConfig, names: tuple[str, str]
 ) -> list[Grid]:
     """Grids as Python numbers (the one look at the device), checked against the rows. `names`: of both arguments."""
     rows_name, grid_name = names

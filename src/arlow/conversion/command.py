@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # without importing what reads them
+from .convert import convert
+from .families import FAMILIES
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace) -> Callable[[], int]:
     def work() -> int:
-        from .convert import convert
-
         print(f"wrote {convert(options.source, options.destination, family=options.family, progress=True)}")
         return 0
 

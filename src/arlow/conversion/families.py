@@ -33,9 +33,11 @@ SAME = (
 )  # fmt: skip
 
 
-BIASED = {
-    family: [("attention_bias", "a bias of the output projection, too; Arlow has those of q, k and v only")]
-    for family in ("llama", "mistral", "qwen3")
+REFUSED = {  # field -> what is not the same where it is set
+    "attention_bias": "a bias of the output projection, too; Arlow has those of q, k and v only",
+    "mlp_bias": "biases in the MLP, which Arlow has not",
+    "use_mrope": "multimodal positions of another kind",
+    "quantization_config": "quantised weights; convert the original",
 }
 
 
@@ -55,18 +57,11 @@ def text_config_of(family: str, fields: dict[str, Any]) -> ArlowTextConfig:
         other: Any = FAMILIES[family].from_dict(fields)
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(cut(f"config: {error}")) from error
-    heads = other.num_attention_heads
-    head_dim = getattr(other, "head_dim", None) or other.hidden_size // heads
-    for field, problem in (
-        *BIASED.get(family, []),
-        ("mlp_bias", "biases in the MLP, which Arlow has not"),
-        ("use_mrope", "multimodal positions of another kind"),
-        ("quantization_config", "quantised weights; convert the original"),
-    ):
-        if getattr(other, field, None):
+    for field, problem in REFUSED.items():
+        usual = family == "qwen2" and field == "attention_bias"  # of q, k and v alone, as Arlow's
+        if getattr(other, field, None) and not usual:
             raise ValueError(message(field, getattr(other, field), problem))
-    rope = dict(other.rope_parameters)
-    rope = {name: value for name, value in rope.items() if value is not None and name != "type"}
+    rope = {name: value for name, value in other.rope_parameters.items() if value is not None and name != "type"}
     layers = getattr(other, "layer_types", None)
     window = other.sliding_window if family != "llama" else None
     if family == "mistral" and layers is None:
@@ -74,7 +69,7 @@ def text_config_of(family: str, fields: dict[str, Any]) -> ArlowTextConfig:
     pad = other.pad_token_id
     return ArlowTextConfig(
         **{name: getattr(other, name) for name in SAME},
-        head_dim=head_dim,
+        head_dim=getattr(other, "head_dim", None) or other.hidden_size // other.num_attention_heads,
         rope_parameters=rope,
         attention_bias=family == "qwen2",
         qk_norm=family == "qwen3",
