@@ -78,6 +78,14 @@ def answer(question: str, seen: list[Seen]) -> str:
         ]
         assert len(names) == 2, question
         return max(names, key=lambda name: the_one(name, seen).area)
+    if re.search(r"above or below|where is|on which side", words):
+        (a, b) = re.findall(r"the (?:\w+ )?(?:circle|square|triangle|star|shape)\b", words)
+        a, b = (b, a) if words.startswith("on which side") else (a, b)
+        one, other = the_one(a, seen), the_one(b, seen)
+        away = {"left": other.x - one.x, "right": one.x - other.x, "above": other.y - one.y, "below": one.y - other.y}
+        *_, next_best, best = sorted(away, key=away.__getitem__)
+        assert away[best] > 1.7 * away[next_best], question
+        return best
     side = re.search(r"left of|right of|above|over|below|under", words)
     if side:
         before, after = words[: side.start()], words[side.end() :]

@@ -17,12 +17,12 @@ from shapes_reader import Seen, answer, colour_word, read_picture
 
 from arlow.data import make_sample, samples, scenes
 from arlow.data.digits import digit_mask, load_scans, scans_of
-from arlow.data.samples import Clip, Picture
+from arlow.data.samples import Clip, Picture, Sample
 from arlow.media import load_picture
 from arlow.video_reader import open_video
 
 
-PICTURE_TYPES = {"shape", "colour", "count", "larger", "position", "position_yes_no", "exists", "absent"}
+PICTURE_TYPES = {"shape", "colour", "count", "larger", "position", "side", "position_yes_no", "exists", "absent"}
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -138,6 +138,7 @@ def test_two_pictures_differ_as_the_answer_says(clean: None) -> None:
     for seed in range(160):
         sample = make_sample("two_images", split="test", seed=seed)
         first, second = (read_picture(pixels_of(item)) for item in sample.media)
+        check_clues(make_sample("two_images", split="train", seed=seed))
         gone = unmatched(first, second), unmatched(second, first)
         turn = sample.turns[0]
         answers[turn.answer] += 1
@@ -154,6 +155,21 @@ def test_two_pictures_differ_as_the_answer_says(clean: None) -> None:
             assert found[turn.answer], (seed, turn, gone)
             assert sum(found[kind] for kind in ("colour", "shape")) == (turn.answer != "position"), (seed, turn)
     assert len(answers) == 6
+
+
+def check_clues(sample: Sample) -> None:
+    """What training asks on the way: what is in each picture, how many, and which shape it was that changed."""
+    first, second = (read_picture(pixels_of(item)) for item in sample.media)
+    for turn in sample.turns:
+        words = turn.question.lower()
+        seen = first if "first" in words else second
+        if turn.type == "inventory":
+            assert sorted(turn.answer.split(", ")) == sorted(f"{one.colour} {one.shape}" for one in seen), turn
+        elif turn.type == "count":
+            assert turn.answer == str(len(seen)), turn
+        elif turn.type in ("which_changed", "which_is_new"):
+            gone = unmatched(first, second) or unmatched(second, first)
+            assert [f"the {one.colour} {one.shape}" for one in gone] == [turn.answer], turn
 
 
 def unmatched(first: list[Seen], second: list[Seen]) -> list[Seen]:
@@ -173,7 +189,7 @@ def test_clips_do_what_the_answers_say(clean: None, tmp_path: Path) -> None:
     asked: Counter[str] = Counter()
     for seed in range(50):
         sample = make_sample("clip", split="train", seed=seed)
-        if sample.turns[0].type == "video_digit":
+        if sample.turns[0].type in ("video_digit", "video_digits"):
             continue
         frames = [read_picture(frame) for frame in decoded(tmp_path, sample.media[0])[::2]]
         assert all(len(seen) == 1 for seen in frames), seed
@@ -196,13 +212,15 @@ def test_clips_do_what_the_answers_say(clean: None, tmp_path: Path) -> None:
                 assert colours == [turn.answer], (seed, turn)
             elif turn.type == "video_shape":
                 assert Counter(one.shape for one in path).most_common(1)[0][0] == turn.answer, (seed, turn)
+            elif turn.type == "video_colours":
+                assert colours == turn.answer.split(", then "), (seed, turn)
             elif turn.type == "video_changes":
                 assert len(colours) - 1 == int(turn.answer), (seed, turn, colours)
             else:
                 assert turn.type == "video_size"
                 ratio = path[-1].area / path[0].area
                 assert ratio > 2 if turn.answer == "grows" else ratio < 0.5, (seed, turn, ratio)
-    assert min(asked.values()) >= 3 and len(asked) == 6
+    assert min(asked.values()) >= 3 and len(asked) == 7
 
 
 def test_picture_and_clip_share_what_the_answer_says(clean: None, tmp_path: Path) -> None:
@@ -216,8 +234,10 @@ def test_picture_and_clip_share_what_the_answer_says(clean: None, tmp_path: Path
         (two,) = read_picture(decoded(tmp_path, clip)[0])
         same = one.colour == two.colour, one.shape == two.shape
         found = {(True, True): "both", (True, False): "colour", (False, True): "shape", (False, False): "nothing"}
-        assert sample.turns[0].answer == found[same], (seed, one, two)
-        answers[sample.turns[0].answer] += 1
+        names = [f"{each.colour} {each.shape}" for each in (one, two)]
+        names = names if sample.media[0] is picture else names[::-1]
+        assert sample.turns[0].answer == f"{names[0]}, {names[1]}: {found[same]}", (seed, one, two)
+        answers[found[same]] += 1
     assert len(answers) == 4
 
 

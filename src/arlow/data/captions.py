@@ -40,9 +40,14 @@ def place_of(thing: Thing, width: float, height: float) -> str:
     return PLACES[third(thing.x / width), third(thing.y / height)]
 
 
+def in_reading_order(scene: Scene) -> list[Thing]:
+    """The shapes by thirds of the height, each third from left to right."""
+    return sorted(scene.things, key=lambda thing: (third(thing.y / scene.height), thing.x))
+
+
 def describe_scene(scene: Scene, form: int) -> str:
     """The caption of a scene in one of three forms."""
-    order = sorted(scene.things, key=lambda thing: (third(thing.y / scene.height), thing.x))
+    order = in_reading_order(scene)
     names = [f"{size_word(thing.radius)} {name_of(thing)}" for thing in order]
     places = [place_of(thing, scene.width, scene.height) for thing in order]
     parts = [f"{article(name)} {place}" for name, place in zip(names, places, strict=True)]

@@ -154,12 +154,13 @@ def is_larger(first: Thing, second: Thing) -> bool:
     return first.area > LARGER_AREA * second.area and first.radius > LARGER_RADIUS * second.radius
 
 
-def is_beside(first: Thing, second: Thing, side: str) -> bool | None:
-    """Whether `first` is left of (right of, above, below) `second`; None when it could be argued about."""
+def is_beside(first: Thing, second: Thing, side: str, *, straight: float = 1.0) -> bool | None:
+    """Whether `first` is left of (right of, above, below) `second`, `straight` times as far that way as across; None
+    when it could be argued about."""
     across, down = SIDES[side]
     along = across * (first.x - second.x) + down * (first.y - second.y)
     off = abs(down * (first.x - second.x) + across * (first.y - second.y))
-    if along >= first.radius + second.radius and along >= off:
+    if along >= first.radius + second.radius and along >= straight * off:
         return True
     return False if along <= 0.02 * max(first.radius, second.radius) else None
 
@@ -180,6 +181,22 @@ def position_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) 
             facts = frozenset({("shape", found), ("colour", found)})
             turn = Turn("position", question, full_name(things[found]))
             options.append(Option(turn, names[name] | facts | {("side", frozenset((index, found)))}, facts))
+    return options
+
+
+def side_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
+    """On which side of one shape another is."""
+    things = scene.things
+    options = []
+    for one, first in enumerate(things):
+        for two, second in enumerate(things):
+            sides = [side for side in SIDES if one != two and is_beside(first, second, side, straight=2)]
+            if len(sides) != 1 or not names_of(things, one) or not names_of(things, two):
+                continue
+            (a, told_a), (b, told_b) = (rng.choice([*names_of(things, index).items()]) for index in (one, two))
+            fact = frozenset({("side", frozenset((one, two)))})
+            turn = Turn("side", ask(rng, "side", a, b), sides[0].removesuffix(" of"))
+            options.append(Option(turn, told_a | told_b | fact, fact))
     return options
 
 
@@ -278,6 +295,7 @@ SCENE_OPTIONS: dict[str, Callable[..., list[Option]]] = {
     "count": count_options,
     "larger": larger_options,
     "position": position_options,
+    "side": side_options,
     "position_yes_no": position_yes_no_options,
     "exists": exists_options,
     "absent": absent_options,
@@ -287,6 +305,7 @@ SCENE_ANSWERS: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
     "colour": COLOURS,
     "count": ("0", "1", "2", "3", "4"),
+    "side": ("left", "right", "above", "below"),
     "position_yes_no": ("yes", "no"),
     "exists": ("yes", "no"),
     "absent": (
@@ -296,8 +315,9 @@ SCENE_ANSWERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-MOST_OF_TYPE = {"count": 1, "absent": 1, "exists": 1}  # turns of types that any scene allows
+MOST_OF_TYPE = {"absent": 1, "count": 2, "exists": 2}  # turns of types that any scene allows
 MOST_OF_OTHERS = 3  # turns of each other type in a conversation
+FREE = 0.3  # share of conversations that also ask what earlier answers settle
 RARITY = {"0": 0.4, "1": 0.5, "nothing": 6.0}  # weights of these answers, to others 1
 
 
@@ -309,14 +329,16 @@ def options_of(rng: random.Random, scene: Scene, kind: str, *, allowed: Sequence
 def pick_turns(
     rng: random.Random, first: Option, pools: dict[str, list[Option]], most: int, *, weights: dict[str, float]
 ) -> list[Turn]:
-    """`first` and up to `most - 1` others: types by weight among those that can be asked now, nothing asked that an
-    earlier question told, and yes or no only where both could be the answer (else "no" would lead). It mostly ends
-    where only types are left that any scene allows: they would take the share of the others."""
-    chosen, told = [first], set(first.tells)
-    used = Counter([first.turn.type])
+    """`first` and up to `most - 1` others: types by weight among those that can be asked now, and yes or no only where
+    both could be the answer (else "no" would lead). Mostly nothing is asked that an earlier question told; sometimes
+    it may be: to conclude from words is learned sooner than from pixels, and helps with those. It mostly ends where
+    only types are left that any scene allows: they would take the share of the others."""
+    is_free = rng.random() < FREE
+    chosen, told = [first], set() if is_free else set(first.tells)
+    used, asked = Counter([first.turn.type]), {first.turn.question}
     while len(chosen) < most:
         fresh = {
-            kind: [option for option in pool if not option.asks & told]
+            kind: [option for option in pool if option.turn.question not in asked and not option.asks & told]
             for kind, pool in pools.items()
             if used[kind] < MOST_OF_TYPE.get(kind, MOST_OF_OTHERS)
         }
@@ -324,12 +346,14 @@ def pick_turns(
             kind for kind, pool in fresh.items() if pool and not {one.turn.answer for one in pool} < {"yes", "no"}
         ]
         is_poor = MOST_OF_TYPE.keys() >= {*kinds}
-        if not kinds or (is_poor and len(chosen) > 1 and rng.random() < 0.7):
+        if not kinds or (is_poor and len(chosen) > 2 and rng.random() < 0.7):
             break
         kind = rng.choices(kinds, [weights[kind] / (1 + used[kind]) for kind in kinds])[0]
         option = pick_option(rng, fresh[kind])
         chosen.append(option)
-        told |= option.tells
+        asked.add(option.turn.question)
+        if not is_free:
+            told |= option.tells
         used[kind] += 1
     return [option.turn for option in chosen]
 

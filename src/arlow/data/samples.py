@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .captions import describe_digits, describe_scene, describe_story
+from .captions import describe_digits, describe_scene, describe_story, in_reading_order, name_of
 from .clips import (
     DIRECTIONS,
     Story,
@@ -24,7 +24,7 @@ from .clips import (
     write_clip,
 )
 from .digits import digit_mask
-from .questions import SCENE_ANSWERS, SCENE_OPTIONS, Option, Turn, options_of, pick_option, pick_turns
+from .questions import SCENE_ANSWERS, SCENE_OPTIONS, Option, Turn, full_name, options_of, pick_option, pick_turns
 from .scenes import (
     COLOURS,
     LINE,
@@ -53,7 +53,7 @@ from .text_questions import draw_text_turns, unknown_turn
 from .wordings import CAPTION, SHEET, ask, vary
 
 
-MOST_TURNS = 6  # of one training sample
+MOST_TURNS = 8  # of one training sample
 MIN_PIXELS = 6  # radius of the smallest shape in a picture
 
 
@@ -114,16 +114,29 @@ def film(rng: random.Random, frames: np.ndarray, fps: int) -> Clip:
 
 def picture_of(rng: random.Random, scene: Scene) -> Picture:
     """A picture of the scene, of any size."""
-    least = math.ceil(MIN_PIXELS / min(thing.radius for thing in scene.things))
-    return shoot(rng, render(rng, scene, side_of(rng, scene.width, scene.height, least=max(MIN_SIDE, least))))
+    return shoot(rng, render(rng, scene, draw_side(rng, scene)))
+
+
+def draw_side(rng: random.Random, *scenes: Scene) -> int:
+    """The shorter side, in pixels, of pictures of these scenes, which are all as wide and high."""
+    least = math.ceil(MIN_PIXELS / min(thing.radius for scene in scenes for thing in scene.things))
+    return side_of(rng, scenes[0].width, scenes[0].height, least=max(MIN_SIDE, least))
+
+
+def in_turn(rng: random.Random, first: Turn, others: list[Turn], most: int) -> list[Turn]:
+    """Up to `most` turns. Mostly `first` comes first; in a third of conversations others may give its answer away."""
+    turns = [first, *others]
+    if most > 1 and rng.random() < 0.33:
+        rng.shuffle(turns)
+    return turns[:most]
 
 
 # A picture of shapes
 
 
 SCENE_WEIGHTS = {
-    "shape": 3.0, "colour": 3.0, "count": 0.6, "larger": 2.0, "position": 3.5, "position_yes_no": 1.8, "exists": 0.5,
-    "absent": 0.25,
+    "shape": 1.5, "colour": 1.5, "count": 1.4, "larger": 1.3, "position": 2.2, "side": 1.6, "position_yes_no": 2.0,
+    "exists": 1.0, "absent": 0.5,
 }  # fmt: skip
 
 
@@ -141,7 +154,7 @@ def make_picture(rng: random.Random, split: str, most: int) -> Sample:
     turns = [first.turn]
     if most > 1:
         pools = {other: options_of(rng, scene, other, allowed=allowed_pairs(split)) for other in SCENE_OPTIONS}
-        turns = pick_turns(rng, first, pools, rng.randint(3, most), weights=SCENE_WEIGHTS)
+        turns = pick_turns(rng, first, pools, rng.randint(4, most), weights=SCENE_WEIGHTS)
         if rng.random() < 0.06:
             turns.append(unknown_turn(rng, split, without_media=False))
     return Sample([picture_of(rng, scene)], turns[:most])
@@ -194,15 +207,13 @@ def make_digit(rng: random.Random, split: str, most: int) -> Sample:
     left, right = (rng.randrange(10) for _ in range(2))
     if kind == "digit_larger":
         left, right = rng.sample(range(10), 2)
-    total = Turn("digit_sum", ask(rng, "digit_sum"), str(left + right))
-    larger = Turn("digit_larger", ask(rng, "digit_larger"), str(max(left, right)))
-    sides = [
-        Turn("digit", ask(rng, "digit_side", side), str(digit)) for side, digit in (("left", left), ("right", right))
-    ]
-    turns = [total] if kind == "digit_sum" else [larger]
-    # Reading the digits aloud would give away the rest: it comes last, and only one is asked.
-    turns += [rng.choice(sides)]
-    return Sample([picture_of_digits(rng, [left, right], split)], turns[:most])
+    turns = {"digit_sum": Turn("digit_sum", ask(rng, "digit_sum"), f"{left} + {right} = {left + right}")}
+    if left != right:
+        turns["digit_larger"] = Turn("digit_larger", ask(rng, "digit_larger"), str(max(left, right)))
+    for side, digit in (("left", left), ("right", right)):
+        turns[side] = Turn("digit", ask(rng, "digit_side", side), str(digit))
+    first = turns.pop(kind)
+    return Sample([picture_of_digits(rng, [left, right], split)], in_turn(rng, first, [*turns.values()], most))
 
 
 def picture_of_digits(rng: random.Random, digits: Sequence[int], split: str) -> Picture:
@@ -227,8 +238,8 @@ def picture_of_digits(rng: random.Random, digits: Sequence[int], split: str) -> 
 
 
 CLIP_WEIGHTS = {
-    "video_direction": 1.2, "video_colour": 0.8, "video_shape": 0.6, "video_size": 0.8, "video_changes": 1.4,
-    "video_digit": 1.2, "absent": 0.3,
+    "video_direction": 1.0, "video_colour": 0.7, "video_shape": 0.5, "video_size": 1.4, "video_changes": 1.4,
+    "video_digit": 1.2, "absent": 0.4,
 }  # fmt: skip
 
 
@@ -242,29 +253,32 @@ def make_clip(rng: random.Random, split: str, most: int) -> Sample:
     if kind == "video_digit":
         digits = draw_digit_turn(rng)
         clip = film(rng, *render_digits(rng, digits, split=split))
-        return Sample([clip], [Turn(kind, ask(rng, kind), str(digits[-1]))])
+        clue = Turn("video_digits", ask(rng, "video_digits"), ", then ".join(map(str, digits)))
+        return Sample([clip], in_turn(rng, Turn(kind, ask(rng, kind), str(digits[-1])), [clue], most))
     story = draw_story_about(rng, split, kind)
     shape = story.thing.shape
     name = f"the {shape}" if kind != "video_shape" and rng.random() < 0.3 else rng.choice(["the shape", "it"])
-    first, *others = clip_turns(rng, story, kind, name, count_changes=most == 1 or kind == "video_changes")
-    return Sample([film(rng, render_story(rng, story), story.fps)], [first, *others][:most])
+    first, *others = clip_turns(rng, story, kind, name)
+    return Sample([film(rng, render_story(rng, story), story.fps)], in_turn(rng, first, others, most))
 
 
-def clip_turns(rng: random.Random, story: Story, kind: str, name: str, *, count_changes: bool) -> list[Turn]:
+def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[Turn]:
     """The questions a story allows, about the shape by this name: one of type `kind`, then the others by chance."""
+    is_steady = len(story.colours) == 1
     facts = {
         "video_direction": story.direction,
-        "video_colour": story.colours[0] if len(story.colours) == 1 else None,
+        "video_colour": story.colours[0] if is_steady else None,
         "video_shape": story.thing.shape if name in ("it", "the shape") else None,
         "video_size": story.size,
-        "video_changes": str(len(story.colours) - 1) if count_changes else None,
+        "video_changes": str(len(story.colours) - 1) if kind == "video_changes" or not is_steady else None,
+        "video_colours": ", then ".join(story.colours) if kind == "video_changes" or not is_steady else None,
     }
     if kind == "video_changes":  # one colour asked for would mean no change
         facts["video_colour"] = None
     turns = [Turn(asked, ask(rng, asked, name), answer) for asked, answer in facts.items() if answer is not None]
     # What does not happen: the answers are those of questions that take it for granted that it does.
     nothing = [(asked, answer) for asked, answer in STILL.items() if facts[asked] is None]
-    if nothing and (kind == "absent" or rng.random() < 0.15):
+    if nothing and (kind == "absent" or rng.random() < 0.25):
         asked, answer = nothing[0] if rng.random() < 0.7 else nothing[-1]
         turns.append(Turn("absent", ask(rng, asked, name), answer))
     rng.shuffle(turns)
@@ -309,24 +323,38 @@ def draw_story_about(rng: random.Random, split: str, kind: str | None) -> Story:
 
 CHANGES = ("colour", "shape", "number", "position")
 COMMON = ("colour", "shape", "both", "nothing")
+SAME_SIZE = 0.85  # chance of each of two pictures to be of the usual size
 
 
 def make_two_images(rng: random.Random, split: str, most: int) -> Sample:
-    """One scene drawn twice, at different sizes and qualities, or with one change in between."""
+    """One scene drawn twice, at different qualities and sometimes sizes, or with one change in between."""
     kind = rng.choice(["same_different", "what_changed"])
     change = rng.choice(CHANGES) if kind == "what_changed" or rng.random() < 0.5 else None
     drawn = None
     while drawn is None:
         drawn = draw_change(rng, split, change)
-    turns = [Turn("what_changed", ask(rng, "what_changed"), change)] if change else []
-    if kind == "same_different":
-        truth = "different" if change else "same"
-        turns.insert(0, Turn(kind, ask(rng, kind), truth))
-    return Sample([picture_of(rng, scene) for scene in drawn], turns[:most])
+    *scenes, thing = drawn
+    turns = {"same_different": Turn("same_different", ask(rng, "same_different"), "different" if change else "same")}
+    if change:
+        turns["what_changed"] = Turn("what_changed", ask(rng, "what_changed"), change)
+        which = "which_is_new" if change == "number" else "which_changed"
+        if all(sum(one.pair == thing.pair for one in scene.things) <= 1 for scene in scenes):
+            turns[which] = Turn(which, ask(rng, which), full_name(thing))
+    for scene, name in zip(scenes, ("first", "second"), strict=True):
+        turns[name] = Turn("inventory", ask(rng, "inventory", name), ", ".join(map(name_of, in_reading_order(scene))))
+        question = f"How many {rng.choice(['shapes', 'objects'])} are in the {name} picture?"
+        turns[f"count {name}"] = Turn("count", vary(rng, question), str(len(scene.things)))
+    side = draw_side(rng, *scenes)
+    sides = [side if rng.random() < SAME_SIZE else draw_side(rng, scene) for scene in scenes]
+    pictures = [shoot(rng, render(rng, scene, side)) for scene, side in zip(scenes, sides, strict=True)]
+    first, others = turns.pop(kind), [*turns.values()]
+    rng.shuffle(others)
+    return Sample([*pictures], in_turn(rng, first, others, most))
 
 
-def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Scene, Scene] | None:
-    """A scene before and after a change (None: the same twice), or None where chance did not allow it."""
+def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Scene, Scene, Thing] | None:
+    """A scene before and after a change (None: the same twice) of one shape, and this shape before it, or None where
+    chance did not allow it."""
     allowed = allowed_pairs(split)
     pairs = draw_pairs(rng, rng.randint(1, 3), allowed)
     at = rng.randrange(len(pairs))
@@ -361,7 +389,8 @@ def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Sce
     if not stands_out([one.rgb for one in both], ground):
         return None
     scenes = replace(before, ground=ground), replace(before, things=tuple(after), ground=ground)
-    return scenes if change != "number" or rng.random() < 0.5 else scenes[::-1]
+    first, second = scenes if change != "number" or rng.random() < 0.5 else scenes[::-1]
+    return first, second, thing
 
 
 def changed(rng: random.Random, thing: Thing, pair: Pair) -> Thing:
@@ -386,16 +415,19 @@ def make_image_and_clip(rng: random.Random, split: str, most: int) -> Sample:
     direction = rng.choice([*DIRECTIONS]) if rng.random() < 0.7 else None
     story = draw_story(rng, [rng.choice(others)], direction=direction)
     media: list[Picture | Clip] = [picture_of(rng, scene), film(rng, render_story(rng, story), story.fps)]
+    names = [f"{colour} {shape}", f"{story.colours[0]} {story.thing.shape}"]
     if rng.random() < 0.5:
         media.reverse()
-    turns = [Turn("in_common", ask(rng, "in_common"), common)]
-    follow = [
+        names.reverse()
+    first = Turn("in_common", ask(rng, "in_common"), f"{names[0]}, {names[1]}: {common}")
+    others = [
         Turn("colour", vary(rng, "What colour is the shape in the picture?"), colour),
         Turn("shape", vary(rng, "What shape is in the picture?"), shape),
         Turn("video_colour", vary(rng, "What colour is the shape in the video?"), story.colours[0]),
         Turn("video_shape", vary(rng, "What shape is in the video?"), story.thing.shape),
     ]
-    return Sample(media, (turns + rng.sample(follow, rng.randint(0, 2)))[:most])
+    rng.shuffle(others)
+    return Sample(media, in_turn(rng, first, others, most))
 
 
 # Captions and text

@@ -41,13 +41,13 @@ MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 # How many samples of each task a preset writes, at scale 1.
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "tiny": {
-        "train": {"picture": 36000, "digit": 14000, "clip": 10000, "two_images": 16000, "image_and_clip": 8000,
-                  "text": 28000, "caption": 14000, "sheet": 40000, "plain_sheet": 12000, "texts": 60000},
-        "validation": {"picture": 700, "digit": 300, "clip": 420, "two_images": 200, "image_and_clip": 100,
-                       "text": 420, "caption": 100, "sheet": 300, "plain_sheet": 100, "texts": 1000},
-        "test": {"picture": 2100, "digit": 900, "clip": 1200, "two_images": 800, "image_and_clip": 400, "text": 1400,
-                 "caption": 200, "texts": 1000},
-        "unseen": {"picture": 1050, "clip": 500, "two_images": 300, "image_and_clip": 200},
+        "train": {"picture": 34000, "digit": 12000, "clip": 10000, "two_images": 16000, "image_and_clip": 6000,
+                  "text": 24000, "caption": 14000, "sheet": 40000, "plain_sheet": 12000, "texts": 60000},
+        "validation": {"picture": 450, "digit": 150, "clip": 280, "two_images": 200, "image_and_clip": 80,
+                       "text": 280, "caption": 100, "sheet": 300, "plain_sheet": 100, "texts": 1000},
+        "test": {"picture": 1350, "digit": 450, "clip": 700, "two_images": 400, "image_and_clip": 200, "text": 840,
+                 "caption": 100, "texts": 1000},
+        "unseen": {"picture": 540, "clip": 300, "two_images": 200, "image_and_clip": 100},
     }
 }  # fmt: skip
 

@@ -288,6 +288,7 @@ def picture_question(rng: random.Random) -> str:
         "exists": [rng.choice([article(f"{colour} {shape}"), article(shape), f"anything {colour}"])],
         "larger": [f"the {colour} {shape}", f"the {hue} {other}"],
         "position": [rng.choice(["left of", "right of", "above", "below"]), f"the {colour} {shape}"],
+        "side": [f"the {shape}", f"the {hue} {other}"],
         "position_yes_no": [f"the {shape}", rng.choice(["left of", "right of", "above", "below"]), f"the {other}"],
         "digit_side": [rng.choice(["left", "right"])],
     }
@@ -307,8 +308,8 @@ TEXT_TURNS: dict[str, Callable[..., Turn]] = {
     "text_unknown": unknown_turn,
 }
 TEXT_WEIGHTS = {
-    "text_sum": 1.6, "text_comparison": 1.0, "text_backwards": 2.0, "text_spelling": 0.6, "text_calendar": 1.0,
-    "text_polite": 0.5, "text_unknown": 1.0,
+    "text_sum": 1.6, "text_comparison": 1.4, "text_backwards": 1.8, "text_spelling": 1.2, "text_calendar": 0.7,
+    "text_polite": 0.3, "text_unknown": 0.7,
 }  # fmt: skip
 
 

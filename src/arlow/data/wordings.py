@@ -20,6 +20,8 @@ PICTURE = {
     "larger": ["Which is larger, {} or {}?", "Which is bigger, {} or {}?", "What is larger: {} or {}?",
                "Which one is larger, {} or {}?", "Is {} or {} larger?"],
     "position": ["What is {} {}?", "Which shape is {} {}?", "What do you see {} {}?", "Name the shape {} {}."],
+    "side": ["Is {} left of, right of, above or below {}?", "On which side of {1} is {0}?",
+             "Where is {}, seen from {}?"],
     "position_yes_no": ["Is {} {} {}?", "Does {} lie {} {}?", "Is it true that {} is {} {}?"],
     "exists": ["Is there {}?", "Do you see {}?", "Is there {} in the picture?", "Can you see {}?",
                "Does the picture show {}?"],
@@ -57,9 +59,16 @@ PAIR = {
                   "What do they have in common?", "What do the image and the video share?",
                   "What is the same in the picture and in the clip?"],
 }  # fmt: skip
+CLUES = {  # asked in training only: what the answers to other questions rest on
+    "inventory": ["What is in the {} picture?", "Name the shapes in the {} picture.", "What does the {} image show?"],
+    "which_changed": ["Which shape changed?", "Which one is different?", "Name the shape that changed."],
+    "which_is_new": ["Which shape is in only one of the pictures?", "Which shape does one picture lack?"],
+    "video_colours": ["Which colours does {} show, in order?", "Name all colours of {} in turn."],
+    "video_digits": ["Which digits appear, in order?", "Read all digits in turn."],
+}  # fmt: skip
 SHEET = ["Read row by row.", "What does the sheet show, row by row?", "Name everything, row by row."]
 CAPTION = ["Describe {}.", "What is in {}?", "List what {} shows."]
-WORDINGS: dict[str, list[str]] = {**PICTURE, **DIGIT, **CLIP, **PAIR}
+WORDINGS: dict[str, list[str]] = {**PICTURE, **DIGIT, **CLIP, **PAIR, **CLUES}
 
 
 def ask(rng: random.Random, kind: str, *parts: str) -> str:
