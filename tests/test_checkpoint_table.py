@@ -11,17 +11,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from test_conversion import OTHERS, other_checkpoint
 from test_towers import TOWERS, rows_of, tiny_tower_model
 from transformers import AutoModelForCausalLM
 from upstream_fixtures import AUTO, FIXTURES, V2, VL_FULL, VL_TEXT, cases, largest_difference, meta, needs_fixtures
+from upstream_fixtures import TOWERS as ENCODERS
 
+from arlow import ArlowVLVisionModel
 from arlow.conversion import convert
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
 MARK = "<!-- table -->"
 LIMIT = 1e-4
+FILE = "model.safetensors"
 
 
 @torch.no_grad()
@@ -38,7 +42,12 @@ def family_difference(name: str, folder: Path) -> float:
 def tower_difference(name: str) -> float:
     visual = tiny_tower_model(name).model.visual
     pixels = torch.randn(2, 3, 32, 32)
-    wanted = visual.tower(pixel_values=pixels).last_hidden_state[:, -16:].flatten(0, 1)
+    own = {"pixel_values": pixels}
+    if name == "siglip2":  # it takes patches, channels last
+        patches = pixels.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(2, 16, -1)
+        shapes, mask = torch.tensor([[4, 4]] * 2), torch.ones(2, 16, dtype=torch.long)
+        own = {"pixel_values": patches, "spatial_shapes": shapes, "pixel_attention_mask": mask}
+    wanted = visual.tower(**own).last_hidden_state[:, -16:].flatten(0, 1)
     given = visual(rows_of(pixels, 1), torch.tensor([[1, 4, 4]] * 2)).last_hidden_state
     return (given - wanted).abs().max().item()
 
@@ -52,7 +61,12 @@ def measure(folder: Path) -> list[tuple[str, str, float]]:
         rows.append((f"`{name}`", f"`{kind}`", max(largest_difference(model, *case) for case in cases([name]))))
     for name in OTHERS:
         rows.append((f"{name} (relative)", "`ArlowForCausalLM`", family_difference(name, folder)))
-    for name in (name for name in TOWERS if name != "siglip2"):  # that one's rows have an order of their own
+    for name in ENCODERS:
+        tower, stored = ArlowVLVisionModel.from_pretrained(FIXTURES / name), load_file(FIXTURES / name / FILE)
+        differences = [(value - stored[key]).abs().max().item() for key, value in tower.state_dict().items()]
+        assert len(differences) == len(stored)
+        rows.append((f"`{name}` (tensors)", "`ArlowVLVisionModel`", max(differences)))
+    for name in TOWERS:
         rows.append((f"{name} (features)", "`ArlowTower`", tower_difference(name)))
     return rows
 

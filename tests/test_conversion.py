@@ -33,7 +33,7 @@ from upstream_fixtures import ALL, AUTO, FIXTURES, largest_difference, meta, nee
 from arlow import ArlowForCausalLM
 from arlow.cli import main
 from arlow.conversion import convert
-from arlow.conversion.shards import read_header, rows_in_halves
+from arlow.conversion.shards import Stored, read_header, rows_in_halves
 from arlow.earlier_config import generation_of
 from arlow.earlier_weights import in_halves
 
@@ -45,8 +45,11 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}  # fmt: skip
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32,
+            "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}  # fmt: skip
 OTHERS = {
     "llama": ("llama", LlamaConfig(**SIZES)),
+    "llama-longrope": ("llama", LlamaConfig(**SIZES, rope_parameters=LONGROPE)),
     "llama-tied-llama3-rope": ("llama", LlamaConfig(**SIZES, tie_word_embeddings=True, rope_parameters=LLAMA3)),
     "llama-head-dim": ("llama", LlamaConfig(**{**SIZES, "head_dim": 24, "rms_norm_eps": 1e-5, "hidden_act": "gelu"})),
     "mistral": ("mistral", MistralConfig(**SIZES, sliding_window=None)),
@@ -125,7 +128,9 @@ def test_rows_of_bytes(dtype: torch.dtype) -> None:
     """Rows reordered as bytes are rows reordered as numbers, of matrices and biases."""
     for shape in ((24, 5), (24,)):
         rows = torch.randn(shape).to(dtype)
-        turned = rows_in_halves(rows.view(torch.uint8).numpy().tobytes(), shape, 12)
+        data = rows.view(torch.uint8).numpy().tobytes()
+        work, unit = rows_in_halves(Stored("q", "", shape, Path(), 0, len(data)), 12)
+        turned = b"".join(work(data[start : start + unit]) for start in range(0, len(data), unit))
         again = torch.frombuffer(bytearray(turned), dtype=dtype).view(shape)
         assert torch.equal(again, in_halves(rows, 12))
 
@@ -255,6 +260,15 @@ def broken(folder: Path, how: str) -> None:
         save_file({**tensors, "model.norm.weight": torch.ones(65)}, file)
     elif how == "pickled":
         file.rename(folder / "pytorch_model.bin")
+    elif how == "in several files":
+        names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+        save_file(tensors, folder / names[0])
+        save_file({"model.norm.weight": torch.ones(64)}, folder / names[1])
+        file.unlink()
+        places = dict.fromkeys(tensors, names[0]) | {"model.norm.weight": names[1]}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    elif how in ("tokenizer.json", "generation_config.json"):
+        (folder / how).write_text('{"broken": ')
 
 
 @pytest.mark.parametrize(
@@ -265,6 +279,9 @@ def broken(folder: Path, how: str) -> None:
         ("empty", OSError, "truncated or corrupt"),
         ("absent", OSError, "holds no model.safetensors"),
         ("pickled", OSError, "pickled"),
+        ("in several files", ValueError, "in several files: model.norm.weight"),
+        ("tokenizer.json", OSError, "its tokenizer cannot be read"),
+        ("generation_config.json", OSError, "no readable generation_config.json"),
         ("missing", ValueError, "missing: model.norm.weight"),
         ("left over", ValueError, "left over: model.extra"),
         ("of another shape", ValueError, "of another shape than the config says: model.norm.weight"),
@@ -284,12 +301,58 @@ def test_broken_sources(
         other_checkpoint(source, LlamaConfig(**SIZES))
     broken(source, how)
     with pytest.raises(error, match=words):
-        convert(source, tmp_path / "new", family=family)
+        convert(source, tmp_path / "deep/new", family=family)
     assert nothing_but(tmp_path, "old")
     options = [] if family is None else ["--from", family]
     assert main(["convert", *options, str(source), str(tmp_path / "new")]) == 1
     assert words in capsys.readouterr().err
     assert nothing_but(tmp_path, "old")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": None}, {"num_attention_heads": 0}, {"vocab_size": "160"}, {"architectures": [5]},
+        {"rope_parameters": "x"}, {"pad_token_id": "0"},
+    ],
+)  # fmt: skip
+def test_impossible_configs(changes: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
+    """A config whose values cannot be is one line, not a traceback."""
+    other_checkpoint(tmp_path / "old", LlamaConfig(**SIZES))
+    file = tmp_path / "old/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    capsys.readouterr()
+    assert main(["convert", "--from", "llama", str(tmp_path / "old"), str(tmp_path / "new")]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert nothing_but(tmp_path, "old")
+
+
+@torch.no_grad()
+def test_older_files(tmp_path: Path) -> None:
+    """Files of before `rope_parameters`: the theta and the trained length stand at the top."""
+    other_checkpoint(tmp_path / "old", LlamaConfig(**SIZES, rope_parameters=LONGROPE))
+    file = tmp_path / "old/config.json"
+    fields = json.loads(file.read_text())
+    rope = {key: value for key, value in LONGROPE.items() if key in ("rope_type", "short_factor", "long_factor")}
+    del fields["rope_parameters"]
+    older = {"rope_theta": 1e4, "original_max_position_embeddings": 32, "rope_scaling": rope}
+    file.write_text(json.dumps({**fields, **older}))
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "old").eval()
+    ours = AutoModelForCausalLM.from_pretrained(convert(tmp_path / "old", tmp_path / "new", family="llama")).eval()
+    for length in (20, 60):
+        ids = torch.randint(3, 160, (1, length))
+        torch.testing.assert_close(ours(ids).logits, other(ids).logits, rtol=1e-5, atol=1e-4)
+
+
+def test_tokenizer_without_a_config(tmp_path: Path) -> None:
+    """Where only `tokenizer.json` is there, the copy says whose class it was: the ids stay the same."""
+    other_checkpoint(tmp_path / "old", LlamaConfig(**SIZES))
+    save_tokenizer(tmp_path / "old")
+    (tmp_path / "old/tokenizer_config.json").unlink()
+    text = "The <s> quick brown fox."
+    wanted = AutoTokenizer.from_pretrained(tmp_path / "old")(text).input_ids
+    folder = convert(tmp_path / "old", tmp_path / "new", family="llama")
+    assert AutoTokenizer.from_pretrained(folder)(text).input_ids == wanted
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,9 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 from upstream_fixtures import (
     ALL,
@@ -45,6 +48,7 @@ from arlow import (
 )
 from arlow.earlier_config import UNPAIRED_FREQUENCIES, generation_of, todays_form
 from arlow.earlier_weights import in_halves
+from arlow.training.parts import model_type
 
 
 pytestmark = needs_fixtures
@@ -107,6 +111,13 @@ def test_towers(name: str) -> None:
     assert torch.equal(tower(pixels, grid)[0], again(pixels, grid)[0])
 
 
+def test_training_finds_their_parts() -> None:
+    """The stages read what kind of model a directory holds, also an earlier one's."""
+    for name in ALL:
+        wanted = {"vl_f": "arlow", "vl_v": "arlow_vision"}.get(name[:4], "arlow_text")
+        assert model_type(FIXTURES / name, field="text") == wanted, name
+
+
 def test_auto_config_tells_what_a_directory_is() -> None:
     """A text model, a whole one and a lone tower, which all say `model_type: arlow`, each get their config."""
     for name in ALL:
@@ -133,6 +144,8 @@ def test_parts_and_wholes(name: str, tmp_path: Path) -> None:
     assert torch.equal(ArlowTextModel.from_pretrained(folder)(**given)[0], hidden)
     base = ArlowModel.from_pretrained(folder)
     assert torch.equal(base(**given)[0], whole.model(**given)[0])
+    for door in (AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoModelForQuestionAnswering):
+        assert torch.equal(door.from_pretrained(folder).base_model(**given)[0], hidden)
     labelled = ArlowForSequenceClassification.from_pretrained(folder, num_labels=3)
     assert torch.equal(labelled.model(**given)[0], hidden)
     # The base alone, as upstream saved it: flat config, names without "model.", rows interleaved.
@@ -213,11 +226,23 @@ def test_rows_by_hand() -> None:
 
 def test_in_other_dtypes_and_on_other_devices(tmp_path: Path) -> None:
     """Conversion holds for `dtype=`, shards, and a device map."""
+    shards = tmp_path / "shards"
+    shutil.copytree(FIXTURES / "v2_text/tied_bias", shards)
+    tensors = load_file(shards / "model.safetensors")
+    (shards / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in files.items():
+        save_file({key: tensors[key] for key in part}, shards / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: file for file, part in files.items() for key in part}}
+    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
     folder = FIXTURES / "v2_text/tied_bias"
     model = ArlowForCausalLM.from_pretrained(folder)
     half = ArlowForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": "cpu"})
     for key, value in half.state_dict().items():
         assert torch.equal(value, model.state_dict()[key].to(torch.bfloat16)), key
+    sharded = ArlowForCausalLM.from_pretrained(shards).state_dict()
+    assert all(torch.equal(value, sharded[key]) for key, value in model.state_dict().items())
 
 
 # What is refused
@@ -251,6 +276,12 @@ def test_generations_that_are_not_read(name: str, words: str) -> None:
         ("vl_text/base", {"rope_scaling": {"factor": 2.0}}),
         ("vl_text/text_config", {"mrope_sections": None}),
         ("vl_text/text_config", {"rope_scaling": {"factor": 2.0}}),
+        ("vl_text/text_config", {"rope_theta": None}),
+        ("vl_text/text_config", {"rope_theta": None, "rope_parameters": None}),
+        ("vl_text/text_config", {"rope_theta": None, "rope_parameters": None, "mrope_sections": None}),
+        ("vl_text/text_config", {"cross_attention_layers": []}),
+        ("v2_text/base", {"model_type": "arlow_text", "rope_theta": None, "rope_scaling": None}),
+        ("v2_text/base", {"cross_attention_layers": [1]}),
         ("vl_full/plain", {"use_cross_attention": True}),
         ("v2_text/base", {"num_hidden_layers": None, "layer_types": None}),
         ("v2_text/base", {"model_type": "arlowgpt"}),
@@ -316,6 +347,65 @@ def test_config_of_ones_own() -> None:
     assert largest_difference(ArlowForCausalLM.from_pretrained(FIXTURES / name, config=own), name, "plain") < 1e-4
     with pytest.raises(ValueError, match=UNPAIRED_FREQUENCIES):
         ArlowForCausalLM.from_pretrained(FIXTURES / "vl_text/base", config=own)
+
+
+def test_a_config_that_came_without_its_weights(tmp_path: Path) -> None:
+    """With a V2 config and weights that no config.json is beside, nobody knows how their rows are ordered: refused.
+    What was loaded has forgotten where it came from."""
+    folder = FIXTURES / "v2_text/base"
+    config = AutoConfig.from_pretrained(folder)
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    with pytest.raises(ValueError, match="cannot be told"):
+        ArlowForCausalLM.from_pretrained(tmp_path, config=config)
+    with pytest.raises(ValueError, match="cannot be told"):
+        ArlowForCausalLM.from_pretrained(None, config=config, state_dict=load_file(folder / "model.safetensors"))
+    model = ArlowForCausalLM.from_pretrained(folder)
+    again = ArlowForCausalLM.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+class Mine(ArlowTextModel):
+    """A user's own decoder."""
+
+
+class MyClassifier(ArlowForSequenceClassification):
+    """A user's own head."""
+
+
+def test_classes_of_ones_own() -> None:
+    """A subclass reads what its base reads: earlier rows, the text half of a whole model, a base without its head."""
+    for name in ("v2_text/base", "vl_full/plain"):
+        wanted = ArlowTextModel.from_pretrained(FIXTURES / name).state_dict()
+        mine = Mine.from_pretrained(FIXTURES / name).state_dict()
+        assert mine.keys() == wanted.keys() and all(torch.equal(mine[key], wanted[key]) for key in wanted)
+    assert MyClassifier.from_pretrained(FIXTURES / "v2_text/base").score.out_features == 2
+
+
+def test_a_config_of_today_with_another_programs_keys(tmp_path: Path) -> None:
+    """Stray keys beside the fields of today do not make it an earlier one."""
+    ArlowForCausalLM(ArlowTextConfig.tiny()).save_pretrained(tmp_path / "text")
+    tiny = ArlowForConditionalGeneration(ArlowConfig.tiny())
+    tiny.save_pretrained(tmp_path / "whole")
+    for kind, stray in (("text", "rope_theta"), ("whole", "vocab_size"), ("whole", "embed_dim")):
+        file = tmp_path / kind / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), stray: 7}))
+        door = ArlowForCausalLM if kind == "text" else ArlowForConditionalGeneration
+        assert door.from_pretrained(tmp_path / kind).config.get_text_config().vocab_size
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("v2_text/rope_yarn", {"max_position_embeddings": None}, "max_position_embeddings=None"),
+        ("v2_text/rope_yarn", {"max_position_embeddings": "64"}, "max_position_embeddings='64'"),
+        ("v2_text/rope_linear", {"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, "linear"),
+        ("vl_full/plain", {"vision_config": "x"}, "vision_config='x'"),
+    ],
+)
+def test_impossible_values(name: str, changes: dict[str, Any], words: str) -> None:
+    """A field that cannot be right is named, not stumbled over."""
+    with pytest.raises(ValueError, match=words):
+        ArlowConfig.from_dict(config_file(name) | changes)
 
 
 @pytest.mark.parametrize("change", ["missing", "left over"])

@@ -22,6 +22,7 @@ from transformers import (
     Dinov2Config,
     Dinov2WithRegistersConfig,
     DINOv3ViTConfig,
+    LlamaConfig,
     PreTrainedConfig,
     Siglip2VisionConfig,
     SiglipVisionConfig,
@@ -235,6 +236,11 @@ def test_siglip2_crops_to_whole_tokens() -> None:
     for size in ((50, 80), (40, 112), (64, 64)):
         _, h, w = processor([picture(0, *size)], return_tensors="pt")["image_grid_thw"][0].tolist()
         assert h % 2 == w % 2 == 0 and h * w <= 20
+    out = processor([picture(0, 10, 900)], return_tensors="pt")  # a single row of patches: it is there twice
+    _, h, w = out["image_grid_thw"][0].tolist()
+    assert h == 2 and w > 10
+    blocks = out["pixel_values"].view(-1, 2, 2, 3 * 8 * 8)
+    assert torch.equal(blocks[:, 0], blocks[:, 1])
 
 
 @torch.no_grad()
@@ -272,6 +278,53 @@ def test_lost_tensors_of_a_tower(tmp_path: Path) -> None:
         load_tower(tmp_path, hidden_size=64)
 
 
+def test_damaged_towers(tmp_path: Path) -> None:
+    """Truncated, of another shape, pickled: an error that names what is wrong."""
+    AutoModel.from_config(TOWERS["siglip"]).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors, data = load_file(file), file.read_bytes()
+    name = next(key for key in tensors if key.endswith("post_layernorm.weight"))
+    save_file({**tensors, name: torch.ones(33)}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"of another shape: {re.escape(name)}"):
+        load_tower(tmp_path, hidden_size=64)
+    file.write_bytes(data[: len(data) // 2])
+    with pytest.raises(OSError, match="truncated or corrupt"):
+        load_tower(tmp_path, hidden_size=64)
+    file.unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="pickled"):
+        load_tower(tmp_path, hidden_size=64)
+
+
+def test_flash_attention_is_for_what_is_ours(tmp_path: Path) -> None:
+    """Asked for later as when loading, it falls back; the tower stays with SDPA."""
+    model = tiny_tower_model("clip")
+    model.set_attn_implementation("flash_attention_2")
+    assert model.model.visual.config.tower_config._attn_implementation == "sdpa"
+    assert model.config.text_config._attn_implementation == "flash_attention_2"
+
+
+# What explain shows
+
+
+def test_explain_shows_what_the_tower_sees() -> None:
+    """The picture is read back in its own colours; a box is mapped through the centre crop."""
+    left, right = (200, 40, 40), (40, 40, 200)
+    pixels = np.zeros((100, 300, 3), dtype=np.uint8)
+    pixels[:, :150], pixels[:, 150:] = left, right
+    talk = [{"role": "user", "content": [{"type": "image", "image": Image.fromarray(pixels)}]}]
+    for name, box in (("clip", (100, 0, 200, 100)), ("siglip", (0, 0, 300, 100))):
+        report = tower_processor(name).explain(talk)
+        (view,) = report.images[0].views
+        assert view.box == box
+        assert np.abs(view.frames[0, 16, 4].astype(int) - left).max() <= 3
+        assert np.abs(view.frames[0, 16, -5].astype(int) - right).max() <= 3
+        assert report.to_resized(0, box) == pytest.approx((0, 0, 32, 32))
+        assert report.to_original(0, (0, 0, 32, 32)) == pytest.approx(box)
+    with pytest.raises(ValueError, match="not within"):
+        tower_processor("clip").explain(talk).to_resized(0, (0, 0, 10, 10))
+
+
 # What is refused
 
 
@@ -286,6 +339,11 @@ def test_lost_tensors_of_a_tower(tmp_path: Path) -> None:
         (lambda: ArlowTowerConfig(tower_config=TOWERS["clip"], feature_layer=0), "feature_layer=0"),
         (lambda: ArlowTowerConfig(tower_config=TOWERS["clip"], spatial_merge_size=0), "spatial_merge_size=0"),
         (lambda: ArlowTowerConfig(tower_config=TOWERS["clip"], spatial_merge_size=3), "spatial_merge_size=3"),
+        (lambda: ArlowTowerConfig(tower_config=CLIPVisionConfig(patch_size=0)), "patch_size=0"),
+        (lambda: ArlowTowerConfig(tower_config=CLIPVisionConfig(image_size=4, patch_size=16)), "image_size=4"),
+        (lambda: ArlowTowerConfig(tower_config=CLIPVisionConfig(num_hidden_layers=0)), "num_hidden_layers=0"),
+        (lambda: ArlowTowerConfig.from_dict(TOWERS["siglip"].to_dict()), "siglip_vision_model"),
+        (lambda: ArlowTextConfig.from_dict(LlamaConfig().to_dict()), "model_type='llama'"),
         (lambda: ArlowTowerImageProcessor(patch_size=8), "tower_processor"),
         (lambda: ArlowTowerImageProcessor(tower_processor={"size": 3}, patch_size=8), "image_processor_type"),
         (lambda: tower_processor("siglip", merge_size=3).image_processor([picture(0)]), "merge_size=3"),

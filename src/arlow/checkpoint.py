@@ -102,7 +102,7 @@ def check_loaded(model: Any, missing: Iterable[str], unexpected: Iterable[str], 
     Raises:
         ValueError: [`CheckpointMismatch`] with the names; a config with the rotary table of another generation.
     """
-    wanted = type(model).__name__
+    wanted = next((kind.__name__ for kind in type(model).__mro__ if kind.__name__ in (*HEADS, *BASES)), "")
     given = str((saved.get("architectures") or [None])[0]).removeprefix("FSDP")
     today = todays_form(saved)
     own = model.config.get_text_config()
@@ -119,8 +119,8 @@ def check_loaded(model: Any, missing: Iterable[str], unexpected: Iterable[str], 
     for problem, found, meant in (("missing", missing, new), ("left over", unexpected, old)):
         names = {name for name in found if not any(re.match(pattern, name) for pattern in meant)}
         if names:
-            where = f"checkpoint={model.name_or_path!r}"
-            raise CheckpointMismatch(f"{where}: tensors {problem} for {wanted}: {listed(names)}")  # all of them
+            where, what = f"checkpoint={model.name_or_path!r}", f"tensors {problem} for {type(model).__name__}"
+            raise CheckpointMismatch(f"{where}: {what}: {listed(names)}")  # all of them
     if text is not None and _unpaired(text) != _unpaired(own):
         problem = f"{UNPAIRED_FREQUENCIES} must be as in the checkpoint's own config, {_unpaired(text)}"
         raise ValueError(message("config.rope_parameters", own.rope_parameters, problem, "load it without config="))
@@ -133,7 +133,9 @@ def _heads(wanted: str, given: str) -> tuple[list[str], list[str]]:
     if given not in HEADS and given not in BASES:  # who knows: but a head that writes text is never made up
         others = {*HEADS.values()} - {head}
         return [rf"{head}\."] if head not in (None, "lm_head") else [], [rf"{other}\." for other in others]
-    return [rf"{head}\."] if head not in (None, other) else [], [rf"{other}\."] if other not in (None, head) else []
+    if wanted == given or head == other == "lm_head":
+        return [], []
+    return [rf"{head}\."] if head else [], [rf"{other}\."] if other else []
 
 
 def _text_config(today: dict[str, Any], *, like: Any) -> Any:

@@ -9,7 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
 from transformers.utils import logging
 
-from .earlier_config import todays_form
+from .earlier_config import EARLIER, todays_form
 from .errors import message
 
 
@@ -39,7 +39,8 @@ class ArlowConfigBase(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from the content of a `config.json`, an earlier Arlow's too. Keys no version of this package knows are
         reported once and kept as attributes, so that a file annotated by another program still loads."""
-        config_dict = cls._own_part(todays_form(config_dict))
+        today = todays_form(config_dict)
+        config_dict = cls._own_part({name: value for name, value in today.items() if name != EARLIER})
         known = cls._known_keys()
         unknown = {key: value for key, value in config_dict.items() if key not in known}
         if unknown:
@@ -48,7 +49,14 @@ class ArlowConfigBase(PreTrainedConfig):
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for key, value in unknown.items():
             setattr(config, key, value)
+        if EARLIER in today:
+            setattr(config, EARLIER, today[EARLIER])
         return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = super().to_dict()
+        fields.pop(EARLIER, None)
+        return fields
 
     @classmethod
     def _own_part(cls, fields: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +67,9 @@ class ArlowConfigBase(PreTrainedConfig):
         if given is not None and given != PARTS.get(cls.model_type):
             problem = f"this is a {given} config, which {cls.__name__} does not read"
             raise ValueError(message("model_type", fields["model_type"], problem, f"use Arlow{given.title()}Config"))
+        if given is None and fields.get("model_type") not in (None, "arlow"):
+            problem = f"is none of Arlow's, {cls.__name__} does not read it"
+            raise ValueError(message("model_type", fields["model_type"], problem))
         return fields
 
     @classmethod

@@ -118,9 +118,16 @@ def tower_of(given: Any) -> PreTrainedConfig:
     tower = getattr(given, "vision_config", None) or given
     if tower.model_type not in TOWERS:
         raise ValueError(message("tower_config.model_type", tower.model_type, f"expected one of {TOWERS}"))
-    size = tower.patch_size
-    if not isinstance(size, int) and len(set(size)) != 1:
-        raise ValueError(message("tower_config.patch_size", size, "patches must be square"))
+    patch = tower.patch_size
+    if not isinstance(patch, int) and len(set(patch)) != 1:
+        raise ValueError(message("tower_config.patch_size", patch, "patches must be square"))
+    patch = patch if isinstance(patch, int) else patch[0]
+    least = {"patch_size": 1, "num_hidden_layers": 1, "num_channels": 1, "image_size": patch}
+    for field, smallest in least.items():
+        value = getattr(tower, field, smallest)
+        sides = value if isinstance(value, (list, tuple)) else [value]
+        if not all(is_int(side) and side >= smallest for side in sides) or not sides:
+            raise ValueError(message(f"tower_config.{field}", value, f"must be a whole number, {smallest} or more"))
     if hasattr(tower, "vision_use_head"):  # it pools: nothing here would read it
         tower.vision_use_head = False
     return tower

@@ -16,7 +16,7 @@ import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
 
-_interleaved: ContextVar[bool] = ContextVar("interleaved", default=False)
+_turned: ContextVar[list[str] | None] = ContextVar("turned", default=None)  # tensors that were; None: none may be
 
 
 def in_halves(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -25,13 +25,15 @@ def in_halves(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 @contextmanager
-def interleaved_rows(interleaved: bool) -> Iterator[None]:
-    """Within, models are loaded from files whose query and key rows are `interleaved`."""
-    token = _interleaved.set(interleaved)
+def interleaved_rows(interleaved: bool) -> Iterator[list[str]]:
+    """Within, models are loaded from files whose query and key rows are `interleaved`. Gives the names of the tensors
+    that were reordered."""
+    found: list[str] = []
+    token = _turned.set(found if interleaved else None)
     try:
-        yield
+        yield found
     finally:
-        _interleaved.reset(token)
+        _turned.reset(token)
 
 
 class RotaryRows(ConversionOps):
@@ -60,7 +62,13 @@ class WhileInterleaved(WeightConverter):
     of their own), and no save, which writes today's rows."""
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
-        return super().rename_source_key(source_key) if _interleaved.get() else (source_key, None)
+        turned = _turned.get()
+        if turned is None:
+            return source_key, None
+        name, pattern = super().rename_source_key(source_key)
+        if pattern is not None:
+            turned.append(name)
+        return name, pattern
 
     def reverse_transform(self) -> WeightRenaming:
         return not_undone()

@@ -31,6 +31,7 @@ from .token_rows import any_of
 
 
 Box = tuple[float, float, float, float]
+NORMALISING = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 TYPE_NAMES = ("text", "image", "video")
 
 
@@ -204,8 +205,12 @@ class Options:
     def __init__(self, part: Any, given: Mapping[str, Any]):
         self.part = part
         self.given = {key: value for key, value in given.items() if value is not None}
+        tower = getattr(part, "tower_processor", None) or {}
+        self.tower = {name: tower[name] for name in NORMALISING if name in tower}
 
     def __getitem__(self, name: str) -> Any:
+        if name in self.tower:  # how the tower's own processor normalises
+            return self.tower[name]
         return self.given.get(name, getattr(self.part, name))
 
     def unpack(self, rows: torch.Tensor, grid: tuple[int, int, int]) -> np.ndarray:
@@ -279,7 +284,9 @@ def _images(pictures: list[Picture], inputs: Mapping[str, Any], options: Options
         for (top, left, height, width), _, _ in options.part.plan(picture.height, picture.width, **options.given):
             _, h, w = grids[at]
             frames = options.unpack(inputs["pixel_values"][start : start + h * w], (1, h, w))
-            views.append(View((left, top, left + width, top + height), (h, w), (h // merge, w // merge), frames))
+            x0, y0, x1, y1 = options.part.seen(height, width)
+            box = (left + x0, top + y0, left + x1, top + y1)
+            views.append(View(box, (h, w), (h // merge, w // merge), frames))
             start, at = start + h * w, at + 1
         yield {"original_size": (picture.height, picture.width), "views": tuple(views), "source": picture.source}
 
@@ -292,7 +299,7 @@ def _videos(metadata: Sequence[Any], inputs: Mapping[str, Any], options: Options
         frames = options.unpack(inputs["pixel_values_videos"][start : start + groups * h * w], (groups, h, w))
         start += groups * h * w
         times = facts.group_timestamps or [None] * groups
-        box = (0, 0, facts.width, facts.height)
+        box = options.part.seen(facts.height, facts.width)
         yield {
             "original_size": (facts.height, facts.width),
             "views": tuple(

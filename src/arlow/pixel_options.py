@@ -228,6 +228,10 @@ class PixelProcessor(BaseImageProcessor):
         if auto_map is not None:
             self.auto_map = auto_map
 
+    def seen(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """What of a picture of `height` x `width` pixels reaches the model: left, top, right and bottom."""
+        return 0, 0, width, height
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a saved processor; options among `kwargs` replace saved ones.

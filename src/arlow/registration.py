@@ -27,7 +27,8 @@ PACKAGE = "arlow"
 MODULE = "transformers.models.arlow"  # where Transformers looks for the classes of the model type "arlow"
 
 # Public name, module that defines it, {table of Transformers: model types under which that table lists it}.
-# "arlowgpt" is the config type of the first Arlow. The factory hands the causal LM the text half of an "arlow" config.
+# "arlowgpt" is the config type of the first Arlow. The factories hand the causal LM and the text
+# heads the text half of an "arlow" config.
 TABLE: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
     ("ArlowConfig", "configuration_arlow", {"CONFIG": ("arlow",)}),
     ("ArlowTextConfig", "configuration_arlow", {"CONFIG": ("arlow_text",)}),
@@ -48,10 +49,18 @@ TABLE: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
     (
         "ArlowForSequenceClassification",
         "modeling_arlow",
-        {"MODEL_FOR_SEQUENCE_CLASSIFICATION": ("arlow_text", "arlowgpt")},
+        {"MODEL_FOR_SEQUENCE_CLASSIFICATION": ("arlow_text", "arlowgpt", "arlow")},
     ),
-    ("ArlowForTokenClassification", "modeling_arlow", {"MODEL_FOR_TOKEN_CLASSIFICATION": ("arlow_text", "arlowgpt")}),
-    ("ArlowForQuestionAnswering", "modeling_arlow", {"MODEL_FOR_QUESTION_ANSWERING": ("arlow_text", "arlowgpt")}),
+    (
+        "ArlowForTokenClassification",
+        "modeling_arlow",
+        {"MODEL_FOR_TOKEN_CLASSIFICATION": ("arlow_text", "arlowgpt", "arlow")},
+    ),
+    (
+        "ArlowForQuestionAnswering",
+        "modeling_arlow",
+        {"MODEL_FOR_QUESTION_ANSWERING": ("arlow_text", "arlowgpt", "arlow")},
+    ),
     ("ArlowRMSNorm", "modeling_arlow", {}),
     ("ArlowRotaryEmbedding", "modeling_arlow", {}),
     ("ArlowGroupedQueryAttention", "modeling_arlow", {}),

@@ -19,6 +19,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -29,7 +30,7 @@ from .attention import FLASH, attention_function, make_masks
 from .checkpoint import check_checkpoint, check_loaded, listed, saved_config
 from .checks import check_encoder_states, check_inputs, check_keywords, check_kinds, check_mask, check_positions
 from .configuration_arlow import ArlowConfig, ArlowTextConfig
-from .earlier_config import generation_of
+from .earlier_config import EARLIER, generation_of
 from .earlier_weights import interleaved_rows
 from .errors import CheckpointMismatch, message
 from .rope import ArlowRotaryEmbedding, RotaryTables, apply_rotary_pos_emb
@@ -86,6 +87,15 @@ class ArlowPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ArlowTextModel) and module.visual_gates is not None:
             init.zeros_(module.visual_gates)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A subclass reads the files that its base reads: Transformers knows conversions by the name of a class."""
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__[1:]:
+            conversions = get_checkpoint_conversion_mapping(base.__name__)
+            if conversions:
+                register_checkpoint_conversion_mapping(cls.__name__, conversions, overwrite=True)
+                return
+
     def freeze_cross_attention(self) -> None:
         """Exclude every cross-attention layer, its norm included, from training."""
         self._train_cross_attention(False)
@@ -127,10 +137,19 @@ class ArlowPreTrainedModel(PreTrainedModel):
     def _load_pretrained_model(model: Any, *args: Any, **kwargs: Any) -> Any:
         files = args[1] if len(args) > 1 else kwargs.get("checkpoint_files")
         saved = saved_config(files)
+        earlier = getattr(model.config, EARLIER, None)
         if kwargs.get("expected_keys") is None:  # not an adapter's tensors
             model.__dict__["_saved_config"] = saved
-        with interleaved_rows(generation_of(saved) is not None):
-            return PreTrainedModel._load_pretrained_model(model, *args, **kwargs)
+            if earlier is not None and not saved:
+                problem = "without a config.json beside the weights, the order of their rows cannot be told"
+                raise ValueError(message("config", f"one of Arlow {earlier}", problem, "load the directory"))
+        is_earlier = generation_of(saved) is not None
+        with interleaved_rows(is_earlier) as turned:
+            loaded = PreTrainedModel._load_pretrained_model(model, *args, **kwargs)
+        if is_earlier and not turned and any(isinstance(m, ArlowGroupedQueryAttention) for m in model.modules()):
+            problem = "the rows of an earlier Arlow's queries and keys were not reordered"
+            raise ValueError(message("model", type(model).__name__, problem, "convert it: arlow convert"))
+        return loaded
 
     @staticmethod
     def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
@@ -139,6 +158,8 @@ class ArlowPreTrainedModel(PreTrainedModel):
             problem = f"tensors of another shape than the config says: {listed(wrong)}"
             raise CheckpointMismatch(message("checkpoint", str(load_config.pretrained_model_name_or_path), problem))
         loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        for config in (model.config, model.config.get_text_config()):
+            vars(config).pop(EARLIER, None)  # the model has today's weights
         saved = model.__dict__.pop("_saved_config", None)
         if saved is not None:
             check_loaded(model, loading_info.missing_keys, loading_info.unexpected_keys, saved)
@@ -163,6 +184,12 @@ class ArlowPreTrainedModel(PreTrainedModel):
     def _can_set_attn_implementation(cls) -> bool:
         return True
 
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """As the library's; but where flash attention is asked for, a tower of Transformers gets SDPA."""
+        if attn_implementation == FLASH:
+            attn_implementation = _flash_in(self.config)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
     @staticmethod
     def create_masks_for_generate(
         config: Any, inputs_embeds: Any, attention_mask: Any, past_key_values: Any, **kwargs: Any
@@ -176,6 +203,13 @@ class ArlowPreTrainedModel(PreTrainedModel):
         `trust_remote_code=True` where this package is not installed."""
         super().register_for_auto_class(auto_class)
         cls.config_class.register_for_auto_class()
+
+
+def _flash_in(config: Any) -> Any:
+    """Flash attention for a config and its parts, SDPA for those that are none of Arlow's."""
+    if not config.model_type.startswith("arlow"):
+        return "sdpa"
+    return {"": FLASH, **{name: _flash_in(getattr(config, name)) for name in config.sub_configs}}
 
 
 @contextlib.contextmanager

@@ -62,6 +62,26 @@ class TowerImages:
 
     def __init__(self, fields: dict[str, Any], patch_size: int, merge_size: int) -> None:
         self.processor, self.patch_size, self.merge_size = load_processor(fields), patch_size, merge_size
+        self.settings = self.processor.to_dict()
+        # Most processors give one size, whatever comes.
+        given = self.settings.get("crop_size") if self.settings.get("do_center_crop") else self.settings.get("size")
+        self.only_size: tuple[int, int] | None = None
+        if {"height", "width"} <= {*(given or {})} and self.settings.get("do_resize"):
+            height, width = (given[side] // patch_size * patch_size for side in ("height", "width"))
+            self.only_size = height, width
+
+    def seen(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """What a picture of `height` x `width` pixels still shows after the processor's centre crop: left, top, right
+        and bottom in its pixels."""
+        if not self.settings.get("do_center_crop"):
+            return 0, 0, width, height
+        crop, size = self.settings["crop_size"], self.settings["size"]
+        cuts = []
+        for whole, name in ((width, "width"), (height, "height")):
+            scale = size["shortest_edge"] / min(height, width) if "shortest_edge" in size else size[name] / whole
+            cuts.append(max(round((whole - crop[name] / scale) / 2), 0))
+        left, top = cuts
+        return left, top, width - left, height - top
 
     def pixels(self, picture: Picture) -> np.ndarray:
         """(H, W, 3) float32, sides multiples of the patch size: what no patch covers is left out, as in the tower."""
@@ -73,17 +93,21 @@ class TowerImages:
             if values.shape[1] != 3 * P * P:
                 problem = f"the tower's processor cuts patches of {values.shape[1]} values"
                 raise ValueError(message("patch_size", P, problem))
-            # The tower takes any size: the last patches, which make no whole token, are left out.
-            h_whole, w_whole = (max(side // self.merge_size * self.merge_size, 1) for side in (h, w))
-            patches = values.reshape(h, w, P, P, 3)[:h_whole, :w_whole]
-            return patches.swapaxes(1, 2).reshape(h_whole * P, w_whole * P, 3)
+            # The tower takes any size: the last patches, which make no whole token, are left out; where there are too
+            # few for a single one, the last is repeated.
+            merge = self.merge_size
+            rows, columns = (np.arange(max(side // merge, 1) * merge).clip(max=side - 1) for side in (h, w))
+            patches = values.reshape(h, w, P, P, 3)[rows][:, columns]
+            return patches.swapaxes(1, 2).reshape(len(rows) * P, len(columns) * P, 3)
         pixels = np.asarray(out["pixel_values"][0])
         _, height, width = pixels.shape
         return pixels[:, : height // P * P, : width // P * P].transpose(1, 2, 0)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - as many instances as processors
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Pixels of what becomes of a picture of `height` x `width` pixels: most processors give one size only."""
+        """Pixels of what becomes of a picture of `height` x `width` pixels."""
+        if self.only_size is not None:
+            return self.only_size
         blank = Picture(image=Image.new("RGB", (width, height)))
         return self.pixels(blank).shape[:2]
 
@@ -158,6 +182,9 @@ class _TowerProcessor:
         kwargs["tower_processor"] = given if isinstance(given, dict) else given.to_dict()
         load_processor(kwargs["tower_processor"])
         super().__init__(**kwargs)
+
+    def seen(self, height: int, width: int) -> tuple[int, int, int, int]:
+        return self._options({})._images.seen(height, width)  # type: ignore[attr-defined]
 
     def to_dict(self) -> dict[str, Any]:
         saved = super().to_dict()  # type: ignore[misc]

@@ -121,8 +121,9 @@ class VideoOptions(PixelOptions):
         if limit is not None:
             groups = min(groups, limit * token // (height * width))
             if groups == 0:
-                problem = f"is less than a frame of {height}x{width} pixels takes, and do_resize=False"
-                raise ValueError(message("max_tokens_per_video", limit, problem))
+                problem = f"is less than a frame of {height}x{width} pixels takes"
+                remedy = "" if self.do_resize else "frames shrink with do_resize=True"
+                raise ValueError(message("max_tokens_per_video", limit, problem, remedy))
         grid = (groups, height // self.patch_size, width // self.patch_size)
         return ClipPlan(min(num_frames, groups * T), height, width, grid)
 

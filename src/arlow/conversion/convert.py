@@ -11,8 +11,9 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +28,13 @@ from .. import modeling_arlow
 from ..checkpoint import check_checkpoint, listed, read_index
 from ..configuration_arlow import ArlowConfig
 from ..earlier_config import generation_of
-from ..errors import CheckpointMismatch, message
+from ..errors import CheckpointMismatch, cut, message
 from .families import FAMILIES, class_of, text_config_of
-from .shards import Stored, read_header, rows_in_halves, same_bytes, write_shard
+from .shards import Change, Stored, read_header, rows_in_halves, same_bytes, write_shard
 
 
 WEIGHTS, INDEX, HEAD = "model.safetensors", "model.safetensors.index.json", "lm_head.weight"
-GENERATION = "generation_config.json"
+GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
 TEMPLATES = "additional_chat_templates"  # a directory
 TURNED = re.compile(r"(^|\.)self_attn\.[qk]_proj\.(weight|bias)$")  # rows that rotary embedding pairs
 WITHOUT_USE = re.compile(r"(^|\.)rotary_emb\.inv_freq$")  # constants that old files of other families hold
@@ -52,6 +53,7 @@ class Plan:
     generation: dict[str, Any]  # settings that old configs keep themselves
     shards: dict[str, list[Stored]]
     head_dim: int | None  # where query and key rows are reordered
+    tokenizer: str | None  # its class
 
 
 def convert(
@@ -97,14 +99,18 @@ def convert(
             shutil.copyfile(file, out / file.name)
         if (folder / TEMPLATES).is_dir():
             shutil.copytree(folder / TEMPLATES, out / TEMPLATES)
-        _name_tokenizer(folder, out)
+        if plan.tokenizer is not None:
+            # Transformers would guess it by the type of the model.
+            file = out / TOKENIZER
+            named = {**(_read_json(file) if file.is_file() else {}), "tokenizer_class": plan.tokenizer}
+            file.write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return destination
 
 
 def make_plan(folder: Path, family: str | None) -> Plan:
     """Everything that can be wrong with a source, looked at before a byte is written; raises as `convert`."""
     config: Any
-    fields = _read_config(folder)
+    fields = _read_json(folder / "config.json")
     generation = None
     if family is not None:
         if family not in FAMILIES:
@@ -133,31 +139,33 @@ def make_plan(folder: Path, family: str | None) -> Plan:
         raise OSError(message("source", str(folder), f"holds no {WEIGHTS}"))
     shards = {file: read_header(folder / file) for file in files}
     kept = _checked(shards, getattr(modeling_arlow, name), config, folder)
+    tokenizer = _tokenizer_class(folder)
     head_dim = None if generation is None else getattr(config.get_text_config(), "head_dim", None)
     known = sorted(vars(GenerationConfig()).keys() & fields.keys() - {"transformers_version"})
-    return Plan(config, {name: fields[name] for name in known if not name.startswith("_")}, kept, head_dim)
+    settings = {name: fields[name] for name in known if not name.startswith("_")}
+    if (folder / GENERATION).is_file():
+        _read_json(folder / GENERATION)
+    return Plan(config, settings, kept, head_dim, tokenizer)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OSError(message("source", str(folder), f"has no readable config.json ({error})")) from error
+        raise OSError(message("source", str(file.parent), f"has no readable {file.name} ({error})")) from error
     if not isinstance(fields, dict):
-        raise OSError(message("source", str(folder), "its config.json must hold a JSON object of fields"))
+        raise OSError(message("source", str(file.parent), f"its {file.name} must hold a JSON object of fields"))
     return fields
 
 
-def _name_tokenizer(source: Path, out: Path) -> None:
-    """Say in the copy which class the source's tokenizer is: Transformers guesses it by the type of the model."""
-    file = out / "tokenizer_config.json"
-    if not file.is_file():
-        return
-    kind = type(AutoTokenizer.from_pretrained(source)).__name__
-    fields = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(
-        json.dumps({**fields, "tokenizer_class": kind}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+def _tokenizer_class(folder: Path) -> str | None:
+    """The class of the source's tokenizer, None where it has none. Raises `OSError` if it cannot be read."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", TOKENIZER, "tokenizer.model", "vocab.json")):
+        return None
+    try:
+        return type(AutoTokenizer.from_pretrained(folder)).__name__
+    except Exception as error:  # the library's own kinds, those of the readers below it
+        raise OSError(message("source", str(folder), cut(f"its tokenizer cannot be read ({error})"))) from error
 
 
 def _checked(
@@ -175,9 +183,11 @@ def _checked(
         file: [tensor for tensor in shard if tensor.name not in tied and not WITHOUT_USE.search(tensor.name)]
         for file, shard in shards.items()
     }
+    counts = Counter(tensor.name for shard in kept.values() for tensor in shard)
     given = {tensor.name: tensor.shape for shard in kept.values() for tensor in shard}
     shared = given.keys() & wanted.keys()
     for problem, names in (
+        ("in several files", {name for name, count in counts.items() if count > 1}),
         ("missing", wanted.keys() - given.keys()),
         ("left over", given.keys() - wanted.keys()),
         ("of another shape than the config says", {name for name in shared if given[name] != wanted[name]}),
@@ -195,10 +205,8 @@ def _has_own_head(shards: dict[str, list[Stored]]) -> bool:
     return head is not None and embedding is not None and not same_bytes(head, embedding)
 
 
-def _change(tensor: Stored, head_dim: int | None) -> Any:
-    if head_dim is None or not TURNED.search(tensor.name):
-        return None
-    return partial(rows_in_halves, shape=tensor.shape, head_dim=head_dim)
+def _change(tensor: Stored, head_dim: int | None) -> Change | None:
+    return rows_in_halves(tensor, head_dim) if head_dim is not None and TURNED.search(tensor.name) else None
 
 
 def _local(source: str | os.PathLike) -> Path:
@@ -223,6 +231,7 @@ def _appearing(destination: Path, size: int) -> Iterator[Path]:
     if size > free:
         problem = f"{free / 1e9:.2f} GB free, the checkpoint takes {size / 1e9:.2f} GB"
         raise OSError(message("destination", str(destination), problem))
+    made = [path for path in (parent, *parent.parents) if not path.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
@@ -230,13 +239,23 @@ def _appearing(destination: Path, size: int) -> Iterator[Path]:
         raise OSError(message("destination", str(destination), f"cannot be written ({error.strerror})")) from error
     try:
         yield folder
-        folder.chmod(0o755)  # temporary directories are for their owner alone
+        folder.chmod(_usual_mode())  # temporary directories are for their owner alone
         if destination.is_dir():
             destination.rmdir()
         folder.rename(destination)
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(message("destination", str(destination), f"cannot be written ({error.strerror})")) from error
+        raise OSError(message("destination", str(destination), f"cannot be written ({error})")) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):  # not empty: it has the destination in it
+                path.rmdir()
+
+
+def _usual_mode() -> int:
+    """The mode of a new directory under this process's umask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o777 & ~mask

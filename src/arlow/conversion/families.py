@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from ..configuration_arlow import ArlowTextConfig
@@ -55,8 +56,9 @@ def text_config_of(family: str, fields: dict[str, Any]) -> ArlowTextConfig:
         raise ValueError(message("model_type", kind, f"this is no {family} checkpoint", "see --from"))
     try:
         other: Any = FAMILIES[family].from_dict(fields)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(cut(f"config: {error}")) from error
+        other.standardize_rope_params()  # as its model does: where files keep some of them has changed
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
+        raise ValueError(cut(f"config: {type(error).__name__}: {error}")) from error
     for field, problem in REFUSED.items():
         usual = family == "qwen2" and field == "attention_bias"  # of q, k and v alone, as Arlow's
         if getattr(other, field, None) and not usual:
@@ -83,6 +85,6 @@ def class_of(family: str, fields: dict[str, Any]) -> str:
     """Arlow's class for the one that `architectures` names. Raises `ValueError` where there is none."""
     names = fields.get("architectures") or [f"{FAMILIES[family].__name__.removesuffix('Config')}ForCausalLM"]
     for end, ours in CLASSES.items():
-        if names[0].endswith(end):
+        if isinstance(names, list) and str(names[0]).endswith(end):
             return ours
     raise ValueError(message("architectures", names, "Arlow has no class like it", f"it reads {sorted(CLASSES)}"))

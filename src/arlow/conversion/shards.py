@@ -1,4 +1,4 @@
-"""Safetensors files read and written tensor by tensor: memory holds one tensor, never a shard.
+"""Safetensors files read and written piece by piece: memory holds a head of a projection at most.
 
 Format: 8 bytes with the length of a JSON header, the header (name -> dtype, shape, offsets), the data. Specification:
 github.com/huggingface/safetensors, "Format".
@@ -31,6 +31,13 @@ class Stored(NamedTuple):
     size: int
 
 
+class Change(NamedTuple):
+    """What becomes of a tensor's bytes, `unit` of them at a time."""
+
+    work: Callable[[bytes], bytes]
+    unit: int
+
+
 def read_header(file: Path) -> list[Stored]:
     """The tensors of a file in the order of their bytes. Raises `OSError` where it is truncated or corrupt."""
     check_shard(file)
@@ -49,13 +56,13 @@ def write_shard(
     out: Path,
     tensors: Iterable[Stored],
     *,
-    change: Callable[[Stored], Callable[[bytes], bytes] | None],
+    change: Callable[[Stored], Change | None],
     advance: Callable[[int], Any],
 ) -> None:
     """Write a file with these tensors.
 
     Args:
-        change: what becomes of a tensor's bytes, or None where they are copied as they are.
+        change: what becomes of a tensor's bytes and how many go together, or None where they are copied as they are.
         advance: told of every piece that is written, in bytes.
     """
     tensors = list(tensors)
@@ -75,17 +82,13 @@ def write_shard(
                 _copy(source, target, tensor, change(tensor), advance)
 
 
-def _copy(source: Any, target: Any, tensor: Stored, change: Callable | None, advance: Callable[[int], Any]) -> None:
-    if change is not None:
-        target.write(change(source.read(tensor.size)))
-        advance(tensor.size)
-        return
+def _copy(source: Any, target: Any, tensor: Stored, change: Change | None, advance: Callable[[int], Any]) -> None:
     left = tensor.size
     while left:
-        piece = source.read(min(CHUNK, left))
+        piece = source.read(min(change.unit if change else CHUNK, left))
         if not piece:
             raise OSError(f"{tensor.file}: ended within {tensor.name}")
-        target.write(piece)
+        target.write(change.work(piece) if change else piece)
         advance(len(piece))
         left -= len(piece)
 
@@ -101,7 +104,10 @@ def same_bytes(one: Stored, other: Stored) -> bool:
         return all(first.read(size) == second.read(size) for size in sizes)
 
 
-def rows_in_halves(data: bytes, shape: tuple[int, ...], head_dim: int) -> bytes:
-    """The bytes of a query or key projection of interleaved pairs, its rows reordered as `in_halves` does."""
-    rows = np.frombuffer(data, dtype=np.uint8).reshape(shape[0] // head_dim, head_dim // 2, 2, -1)
-    return np.ascontiguousarray(rows.swapaxes(1, 2)).tobytes()
+def rows_in_halves(tensor: Stored, head_dim: int) -> Change:
+    """The rows of a query or key projection of interleaved pairs reordered as `in_halves` does, head by head."""
+
+    def work(data: bytes) -> bytes:
+        return np.frombuffer(data, dtype=np.uint8).reshape(head_dim // 2, 2, -1).swapaxes(0, 1).tobytes()
+
+    return Change(work, tensor.size * head_dim // tensor.shape[0])

@@ -406,14 +406,14 @@ def make_image_and_clip(rng: random.Random, split: str, most: int) -> Sample:
     common = rng.choice(COMMON)
     allowed = allowed_pairs(split)
     shape, colour = rng.choice(sorted(UNSEEN_PAIRS) if split == "unseen" else allowed)
-    others = [
+    pairs = [
         pair for pair in allowed
         if (pair[0] == shape) == (common in ("shape", "both"))
         and (pair[1] == colour if common in ("colour", "both") else are_distinct(pair[1], colour))
     ]  # fmt: skip
     scene = draw_scene(rng, [(shape, colour)], least_radius=0.12)
     direction = rng.choice([*DIRECTIONS]) if rng.random() < 0.7 else None
-    story = draw_story(rng, [rng.choice(others)], direction=direction)
+    story = draw_story(rng, [rng.choice(pairs)], direction=direction)
     media: list[Picture | Clip] = [picture_of(rng, scene), film(rng, render_story(rng, story), story.fps)]
     names = [f"{colour} {shape}", f"{story.colours[0]} {story.thing.shape}"]
     if rng.random() < 0.5:

@@ -34,7 +34,7 @@ RECORDS_AT_ONCE = 64  # tokenised in one call
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet",)
 TEXTS = (".txt", ".text", ".md")
-PACKED = (".gz", ".bz2", ".xz", ".zst")  # unpacked while reading
+PACKED = (".gz", ".bz2", ".xz")  # unpacked while reading; a truncated .zst would end without a word
 
 
 class Row(TypedDict):
@@ -59,7 +59,7 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     files: str | list[str] | None = Field(
-        None, description="paths or globs of .jsonl, .parquet or .txt files, also as .gz, .bz2, .xz or .zst"
+        None, description="paths or globs of .jsonl, .parquet or .txt files, also as .gz, .bz2 or .xz"
     )
     dataset: str | None = Field(None, description="instead of files: a dataset's name on the hub, or its directory")
     subset: str | None = Field(None, description="the dataset's configuration")

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitsAndBytesConfig
 
-from ..checkpoint import listed
+from ..checkpoint import check_checkpoint, listed
 from ..configuration_arlow import ArlowTextConfig
 from ..configuration_tower import TOWERS, ArlowTowerConfig
+from ..earlier_config import todays_form
 from ..errors import CheckpointMismatch, message
 from ..extras import need
 from ..modeling_arlow import ArlowForConditionalGeneration
@@ -31,13 +32,16 @@ PROCESSOR_FILES = {  # where either is saved
 
 
 def model_type(folder: Path, *, field: str) -> str:
-    """What kind of model a directory holds. Raises `OSError` if it is none or has no readable config.json."""
+    """What kind of model a directory holds, also one of an earlier Arlow. Raises `OSError` if it is none or has no
+    readable config.json."""
     if not folder.is_dir():
         raise OSError(message(field, str(folder), "no such directory"))
     try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fields["model_type"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise OSError(message(field, str(folder), "has no readable config.json with a model_type")) from error
+    return str(todays_form(fields)["model_type"])
 
 
 def find_encoder(folder: Path, *, field: str) -> Path:
@@ -79,15 +83,19 @@ def load_tower(folder: Path, **options: Any) -> ArlowTower:
         options: fields of [`ArlowTowerConfig`].
 
     Raises:
-        OSError: files are missing or damaged.
-        ValueError: an option that does not fit the tower.
+        OSError: files are missing, damaged or pickled.
+        ValueError: an option that does not fit the tower; tensors missing or of another shape.
     """
     config = ArlowTowerConfig(tower_config=AutoConfig.from_pretrained(folder), **options)
+    check_checkpoint(folder)
     tower, report = AutoModel.from_pretrained(
-        folder, config=config.tower_config, dtype=torch.float32, output_loading_info=True
-    )
-    if report["missing_keys"]:
-        raise CheckpointMismatch(f"vision={str(folder)!r}: tensors missing: {listed(set(report['missing_keys']))}")
+        folder, config=config.tower_config, dtype=torch.float32, output_loading_info=True, use_safetensors=True,
+        ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    wrong = {name for name, *_ in report["mismatched_keys"]}
+    for problem, names in (("missing", set(report["missing_keys"]) - wrong), ("of another shape", wrong)):
+        if names:
+            raise CheckpointMismatch(f"vision={str(folder)!r}: tensors {problem}: {listed(names)}")
     encoder = ArlowTower(config)
     encoder.tower.load_state_dict(tower.state_dict())
     return encoder
@@ -146,13 +154,14 @@ def _quantization(bits: int | None) -> BitsAndBytesConfig | None:
     )
 
 
-def check_tokenizer(tokenizer: Any, config: ArlowTextConfig) -> None:
+def check_tokenizer(tokenizer: Any, config: ArlowTextConfig, special: tuple[str, ...] = ("eos_token_id",)) -> None:
     """Raises `ValueError` where a tokenizer cannot be that of a text model with this config: it has no end of a text,
-    more tokens than the model, or other special tokens."""
+    more tokens than the model, or other `special` tokens. Models of other families name some that their tokenizers do
+    not have; but where a text ends, they agree."""
     if tokenizer.eos_token_id is None:
         raise ValueError(message("tokenizer", tokenizer.name_or_path, "has no eos token to end documents with"))
     check_vocabulary(tokenizer, config)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+    for name in special:
         wanted, own = getattr(config, name), getattr(tokenizer, name)
         if wanted is not None and own not in (wanted if isinstance(wanted, list) else [wanted]):
             raise ValueError(message("tokenizer", tokenizer.name_or_path, f"has {name}={own}, the model {wanted}"))

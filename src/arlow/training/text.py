@@ -40,6 +40,9 @@ def _to_sources(value: Any) -> Any:
 Sources = Annotated[list[Source], BeforeValidator(_to_sources), Field(min_length=1)]
 
 
+SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
 class TokenizerTraining(BaseModel):
     """How a tokenizer is trained on the data."""
 
@@ -211,9 +214,10 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> ArlowForC
         if not recipe.model.is_dir():
             raise OSError(message("model", str(recipe.model), "no such directory"))
         config = ArlowTextConfig.from_pretrained(str(recipe.model))
+        check_tokenizer(tokenizer, config)
     else:
         config = _new_config(recipe, tokenizer)
-    check_tokenizer(tokenizer, config)
+        check_tokenizer(tokenizer, config, SPECIAL)
     if recipe.sequence_length > config.max_position_embeddings:
         problem = f"longer than the model's max_position_embeddings={config.max_position_embeddings}"
         raise ValueError(message("sequence_length", recipe.sequence_length, problem))
@@ -233,7 +237,7 @@ def _new_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> ArlowText
         config = ArlowTextConfig.from_pretrained(str(recipe.config))
     else:
         config = ArlowTextConfig(**{"vocab_size": len(tokenizer), **(recipe.config or {})})
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+    for name in SPECIAL:
         if getattr(config, name) is None:
             setattr(config, name, getattr(tokenizer, name))
     return config
