@@ -148,7 +148,6 @@ INVALID_VISION: list[tuple[str, dict[str, Any], str]] = [
     ("deformable_attention_window", {"deformable_attention_window": math.nan}, "nan"),
     ("token_pruning_ratio", {"token_pruning_ratio": 1.0}, "1.0"),
     ("token_pruning_ratio", {"token_pruning_ratio": -0.1}, "-0.1"),
-    ("token_pruning_ratio", {"token_pruning_ratio": 0.3}, "0.3"),
     ("mrope_sections", {"mrope_sections": [8, 4, 3]}, "[8, 4, 3]"),
     ("deepstack_visual_indexes", {"deepstack_visual_indexes": [2]}, "[2]"),
     ("deepstack_visual_indexes", {"deepstack_visual_indexes": [1, 0]}, "[1, 0]"),

@@ -270,7 +270,7 @@ class ArlowVisionConfig(ArlowConfigBase):
     deformable_attention_window: float | int = 0.25  # radius, in normalised coordinates
     deformable_attention_strength: float | int = 4.0  # bias per unit of distance
     use_progressive_patches: bool = False
-    token_pruning_ratio: float | int = 0.0
+    token_pruning_ratio: float | int = 0.0  # share of an image's tokens that the decoder does not get: see `pruning`
     deepstack_visual_indexes: Any = None  # list of blocks; default: see `_deepstack_indexes`
     initializer_range: float | int = 0.02  # standard deviation
 
@@ -317,7 +317,6 @@ class ArlowVisionConfig(ArlowConfigBase):
         self._check("deformable_attention_window", is_positive(self.deformable_attention_window), "must be positive")
         self._check_not_negative("deformable_attention_strength", "initializer_range")
         self._check_fraction("token_pruning_ratio")
-        self._check("token_pruning_ratio", self.token_pruning_ratio == 0, "token pruning is not built yet", "use 0.0")
 
     def _deepstack_indexes(self) -> list[int]:
         if self.deepstack_visual_indexes is None:

@@ -94,6 +94,10 @@ class ArlowTowerConfig(ArlowConfigBase):
         return self.only_side or self.spatial_merge_size
 
     @property
+    def token_pruning_ratio(self) -> float:
+        return 0.0
+
+    @property
     def deepstack_visual_indexes(self) -> list[int]:
         return []
 

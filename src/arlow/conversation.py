@@ -76,6 +76,7 @@ def continue_positions(
     delta: torch.Tensor | None,
     grids: dict[int, torch.Tensor | None],
     merge: int,
+    image_token_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Positions (4, B, S) of tokens that follow what a cache holds.
 
@@ -86,6 +87,7 @@ def continue_positions(
         delta: (B, 1), what the cache remembers; `None`: nothing came before.
         grids: of the media among the new tokens, by type.
         merge: patches per side of a merged token.
+        image_token_mask: (M,) bool, which tokens of the images among them there are.
     """
     mask = None
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
@@ -95,7 +97,8 @@ def continue_positions(
         text[:, :1] if mask is None else text.masked_fill(mask == 0, text.shape[1] + int(1e9)).amin(-1, keepdim=True)
     )
     start = first if delta is None else first + delta.to(text.device)
-    axes, _ = get_rope_index(text, types, grids[IMAGE], grids[VIDEO], mask, spatial_merge_size=merge, start=start)
+    layout = {"spatial_merge_size": merge, "start": start, "image_token_mask": image_token_mask}
+    axes, _ = get_rope_index(text, types, grids[IMAGE], grids[VIDEO], mask, **layout)
     return torch.cat((text[None], axes))
 
 

@@ -27,6 +27,7 @@ from .errors import message
 from .media import Picture, flatten_pictures, load_picture
 from .positions import get_rope_index
 from .processing_arlow import ArlowProcessor, no_media
+from .pruning import kept_tokens
 from .token_rows import any_of
 
 
@@ -44,6 +45,7 @@ class View:
     merged_grid: tuple[int, int]  # tokens: rows, columns
     frames: np.ndarray  # (1 or T, H, W, 3) uint8, read back from the pixel values
     time: float | None = None  # seconds, of a frame group
+    kept: np.ndarray | None = None  # (rows, columns) bool, which tokens the decoder gets; None: all
 
     @property
     def size(self) -> tuple[int, int]:
@@ -52,7 +54,7 @@ class View:
 
     @property
     def tokens(self) -> int:
-        return self.merged_grid[0] * self.merged_grid[1]
+        return self.merged_grid[0] * self.merged_grid[1] if self.kept is None else int(self.kept.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +251,7 @@ def explain(processor: ArlowProcessor, conversation: Any, **kwargs: Any) -> Repo
     found = {"image": _images(pictures, inputs, for_images), "video": _videos(metadata, inputs, for_videos)}
     kinds = [(kind, row) for row, chat in enumerate(chats) for kind in _kinds(chat)]
     media = tuple(Medium(kind=kind, row=row, **next(found[kind])) for kind, row in kinds)
-    return Report(media, tuple(_rows(processor, inputs, merge=for_images["merge_size"])), inputs)
+    return Report(media, tuple(_rows(processor, inputs, for_images)), inputs)
 
 
 def _kinds(chat: Sequence[Mapping]) -> Iterator[str]:
@@ -283,10 +285,13 @@ def _images(pictures: list[Picture], inputs: Mapping[str, Any], options: Options
         views = []
         for (top, left, height, width), _, _ in options.part.plan(picture.height, picture.width, **options.given):
             _, h, w = grids[at]
-            frames = options.unpack(inputs["pixel_values"][start : start + h * w], (1, h, w))
+            rows = inputs["pixel_values"][start : start + h * w]
+            frames = options.unpack(rows, (1, h, w))
             x0, y0, x1, y1 = options.part.seen(height, width)
             box = (left + x0, top + y0, left + x1, top + y1)
-            views.append(View(box, (h, w), (h // merge, w // merge), frames))
+            grid = h // merge, w // merge
+            kept = _kept({"image_grid_thw": [[1, h, w]], "pixel_values": rows}, options)
+            views.append(View(box, (h, w), grid, frames, kept=None if kept is None else kept.view(grid).numpy()))
             start, at = start + h * w, at + 1
         yield {"original_size": (picture.height, picture.width), "views": tuple(views), "source": picture.source}
 
@@ -333,14 +338,23 @@ def unpack_rows(
     return np.clip(np.rint(samples), 0, 255).astype(np.uint8)
 
 
-def _rows(processor: ArlowProcessor, inputs: Mapping[str, Any], *, merge: int) -> Iterator[Row]:
+def _kept(inputs: Mapping[str, Any], options: Options) -> torch.Tensor | None:
+    """Which tokens of all images the decoder gets; None: all, or there are no images."""
+    ratio, grids = options["token_pruning_ratio"], inputs.get("image_grid_thw")
+    if not ratio or grids is None:
+        return None
+    return kept_tokens(inputs["pixel_values"], np.asarray(grids), merge=options["merge_size"], channels=3, ratio=ratio)
+
+
+def _rows(processor: ArlowProcessor, inputs: Mapping[str, Any], options: Options) -> Iterator[Row]:
     positions, _ = get_rope_index(
         inputs["input_ids"],
         inputs["mm_token_type_ids"],
         inputs.get("image_grid_thw"),
         inputs.get("video_grid_thw"),
         inputs["attention_mask"],
-        spatial_merge_size=merge,
+        spatial_merge_size=options["merge_size"],
+        image_token_mask=_kept(inputs, options),
     )
     for row, real in enumerate(inputs["attention_mask"].bool()):
         ids = inputs["input_ids"][row][real]
@@ -529,6 +543,11 @@ def draw_view(view: View, zoom: float) -> Image.Image:
     for step in range(rows + 1):
         y = min(height - 1, round(step * height / rows))
         draw.line((0, y, width - 1, y), fill=(255, 255, 255, 130))
+    if view.kept is not None:
+        for row, column in np.argwhere(~view.kept):
+            left, right = (round(at * width / columns) for at in (column, column + 1))
+            top, bottom = (round(at * height / rows) for at in (row, row + 1))
+            draw.rectangle((left, top, right, bottom), fill=(255, 255, 255, 190))  # faded: the decoder lacks it
     draw.rectangle((0, 0, width - 1, height - 1), outline=(0, 0, 0, 160))
     return Image.alpha_composite(tile.convert("RGBA"), layer).convert("RGB")
 

@@ -36,6 +36,7 @@ from .positions import (
     item_sizes,
     on_host,
 )
+from .pruning import kept_tokens
 from .text import ArlowPreTrainedModel, ArlowTextModel, count_positions
 from .towers import ArlowTower
 from .vision import ArlowVisionOutput, ArlowVLVisionModel
@@ -72,8 +73,8 @@ class ArlowModel(ArlowPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions (3, B, S) and deltas (B, 1); see [`arlow.positions.get_rope_index`]. Other keywords are accepted
-        because serving engines pass everything they have."""
+        """Positions (3, B, S) and deltas (B, 1); see [`arlow.positions.get_rope_index`]. Where tokens are pruned, they
+        depend on `pixel_values`. Other keywords are accepted because serving engines pass everything they have."""
         return get_rope_index(
             input_ids,
             mm_token_type_ids,
@@ -82,7 +83,35 @@ class ArlowModel(ArlowPreTrainedModel):
             attention_mask,
             spatial_merge_size=self.config.vision_config.spatial_merge_size,
             start=kwargs.get("start"),
+            image_token_mask=self.image_token_mask(kwargs.get("pixel_values"), image_grid_thw),
         )
+
+    def image_token_mask(
+        self, pixel_values: torch.Tensor | None, image_grid_thw: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Which merged tokens of all images the decoder gets, (M,) bool; `None`: all. See `arlow.pruning`.
+
+        Raises:
+            ValueError: tokens are pruned, and there are no pixels to tell which.
+        """
+        vision = self.config.vision_config
+        if not vision.token_pruning_ratio or image_grid_thw is None:
+            return None
+        if pixel_values is None:
+            problem = f"token_pruning_ratio={vision.token_pruning_ratio} needs the pixels of every image"
+            raise ValueError(message("pixel_values", None, problem, "pass them, or position_ids"))
+        return kept_tokens(
+            pixel_values,
+            image_grid_thw.tolist(),
+            merge=vision.spatial_merge_size,
+            channels=vision.in_channels,
+            ratio=vision.token_pruning_ratio,
+        )
+
+    def item_sizes(self, kind: int, grids: torch.Tensor | None) -> list[int]:
+        """Placeholders of every image or video."""
+        vision = self.config.vision_config
+        return item_sizes(grids, vision.spatial_merge_size, vision.token_pruning_ratio if kind == IMAGE else 0.0)
 
     @accepts_precomputed_kwargs(modality="image")
     @can_return_tuple
@@ -96,13 +125,14 @@ class ArlowModel(ArlowPreTrainedModel):
             image_grid_thw: (images, 3).
 
         Returns:
-            `pooler_output`: one (M_i, E) tensor per image; `deepstack_features`: per tap the same, or `None`.
+            `pooler_output`: one (M_i, E) tensor per image, of the tokens the decoder gets; `deepstack_features`: per
+            tap the same, or `None`.
         """
         check_media(pixel_values, image_grid_thw, ("pixel_values", "image_grid_thw"))
         image_grid_thw = on_host(image_grid_thw)
         check_stills(image_grid_thw)
         output = self.visual(pixel_values, image_grid_thw, return_dict=True, **kwargs)
-        return self._per_item(output, image_grid_thw)
+        return self._pruned(self._per_item(output, image_grid_thw), pixel_values, image_grid_thw)
 
     @accepts_precomputed_kwargs(modality="video")
     @can_return_tuple
@@ -122,6 +152,20 @@ class ArlowModel(ArlowPreTrainedModel):
         if output.deepstack_features is not None:
             output.deepstack_features = [torch.split(tap, sizes) for tap in output.deepstack_features]
         return output
+
+    def _pruned(
+        self, images: ArlowVisionOutput, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None
+    ) -> ArlowVisionOutput:
+        """The features of images without those of tokens that are left out."""
+        mask = self.image_token_mask(pixel_values, image_grid_thw)
+        if mask is not None:
+            masks = mask.split([len(item) for item in images.pooler_output])
+            images.pooler_output, *taps = (
+                tuple(item[kept] for item, kept in zip(items, masks, strict=True))
+                for items in (images.pooler_output, *(images.deepstack_features or []))
+            )
+            images.deepstack_features = taps or None
+        return images
 
     def _encode(
         self,
@@ -143,13 +187,14 @@ class ArlowModel(ArlowPreTrainedModel):
         assert image_grid_thw is not None  # checked with the pixels
         images = len(image_grid_thw)
         taps = both.deepstack_features
-        return {
+        features = {
             name: ArlowVisionOutput(
                 pooler_output=both.pooler_output[part],
                 deepstack_features=None if taps is None else [tap[part] for tap in taps],
             )
             for name, part in (("image", slice(images)), ("video", slice(images, None)))
         }
+        return {**features, "image": self._pruned(features["image"], pixel_values, image_grid_thw)}
 
     @can_return_tuple
     def forward(
@@ -207,7 +252,8 @@ class ArlowModel(ArlowPreTrainedModel):
             # Embeddings may have their features in place: then only what still is a placeholder's embedding counts.
             self._check_features(types if features or input_ids is not None else found, found, features)
         if position_ids is None:
-            position_ids = self._positions(types, inputs_embeds, attention_mask, past_key_values, grids)
+            kept = self.image_token_mask(pixel_values, image_grid_thw)
+            position_ids = self._positions(types, inputs_embeds, attention_mask, past_key_values, grids, kept)
         media = bool(features) or input_ids is None
         if mm_encoder_outputs is None and self._others_encode(past_key_values, kwargs):
             features = features or self._blank_image(inputs_embeds.device)
@@ -282,7 +328,7 @@ class ArlowModel(ArlowPreTrainedModel):
             if pixels[kind] is None:
                 check_placeholders(counts[kind], [], kind)
             else:
-                check_placeholders(counts[kind], item_sizes(grids[kind], self.visual.spatial_merge_size), kind)
+                check_placeholders(counts[kind], self.item_sizes(kind, grids[kind]), kind)
 
     def _check_features(
         self, types: torch.Tensor, found: torch.Tensor, features: dict[str, ArlowVisionOutput]
@@ -311,6 +357,7 @@ class ArlowModel(ArlowPreTrainedModel):
         attention_mask: torch.Tensor | dict | None,
         past_key_values: Cache | None,
         grids: dict[int, torch.Tensor | None],
+        image_token_mask: torch.Tensor | None,
     ) -> torch.Tensor | None:
         """Positions of the new tokens, (4, B, S) with the text row first, when the caller gave none; `None` leaves
         plain text to the decoder."""
@@ -319,9 +366,8 @@ class ArlowModel(ArlowPreTrainedModel):
         if delta is None and not media:
             return None
         text = count_positions(inputs_embeds, attention_mask, past_key_values).expand(types.shape)
-        return continue_positions(
-            text, types, attention_mask, delta, grids, self.config.vision_config.spatial_merge_size
-        )
+        merge = self.config.vision_config.spatial_merge_size
+        return continue_positions(text, types, attention_mask, delta, grids, merge, image_token_mask)
 
     def _fuse(
         self, inputs_embeds: torch.Tensor, types: torch.Tensor, features: dict[str, ArlowVisionOutput]

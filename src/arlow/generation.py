@@ -16,7 +16,7 @@ from .configuration_arlow import ArlowConfig
 from .conversation import cached_tokens, continue_positions, remember_delta, remembered_delta, uncached_items
 from .errors import message
 from .fusion import ArlowModel
-from .positions import IMAGE, VIDEO, count_placeholders, item_sizes
+from .positions import IMAGE, VIDEO, count_placeholders
 from .vision import ArlowVisionOutput
 
 
@@ -45,8 +45,9 @@ class MediaGeneration(_Hooks):
         mask, merge = model_kwargs.get("attention_mask"), self.config.vision_config.spatial_merge_size
         given = {IMAGE: model_kwargs.get("image_grid_thw"), VIDEO: model_kwargs.get("video_grid_thw")}
         counts = count_placeholders(types)
-        if types.shape[1] == length and all(sum(item_sizes(given[k], merge)) == sum(counts[k]) for k in given):
-            return continue_positions(text, types, mask, None, given, merge)  # everything is known
+        if types.shape[1] == length and all(sum(self.model.item_sizes(k, given[k])) == sum(counts[k]) for k in given):
+            kept = self.model.image_token_mask(model_kwargs.get("pixel_values"), given[IMAGE])
+            return continue_positions(text, types, mask, None, given, merge, kept)  # everything is known
         new_media = self._new_media(types, length - past, model_kwargs)
         new = continue_positions(
             text[:, past:],
@@ -55,6 +56,7 @@ class MediaGeneration(_Hooks):
             remembered_delta(model_kwargs.get("past_key_values"), len(types)),
             {IMAGE: new_media["image_grid_thw"], VIDEO: new_media["video_grid_thw"]},
             merge,
+            self.model.image_token_mask(new_media["pixel_values"], new_media["image_grid_thw"]),
         )
         before = text[None, :, :past].expand(4, -1, -1)  # cached already: never read
         return torch.cat((before, new), dim=-1)
@@ -143,7 +145,7 @@ class MediaGeneration(_Hooks):
             pixels, grid = media.get(pixels_name), media.get(grid_name)
             check_media(pixels, grid, (pixels_name, grid_name))
             if grid is not None and cached_tokens(media.get("past_key_values")):
-                sizes = item_sizes(grid, self.config.vision_config.spatial_merge_size)
+                sizes = self.model.item_sizes(kind, grid)
                 new = torch.tensor(uncached_items(types == kind, new_tokens, sizes, kind), device=grid.device)
                 rows = grid.prod(-1)
                 if pixels is not None:

@@ -18,8 +18,9 @@ from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
 
+from .errors import is_number, message
 from .media import Picture, flatten_images, is_array, load_picture, open_image
-from .patches import pack_image, pan_and_scan_boxes
+from .patches import kept_count, pack_image, pan_and_scan_boxes
 from .pixel_options import Integer, Number, PixelKwargs, PixelOptions, PixelProcessor, check_tensor_type
 
 
@@ -35,6 +36,7 @@ class ArlowImageProcessorKwargs(PixelKwargs, total=False):
     pan_and_scan_max_num_crops: Integer
     pan_and_scan_min_ratio_to_activate: Number  # longer side over shorter side
     max_tokens_per_image: Integer  # tokens after merging, of a picture and of each of its crops
+    token_pruning_ratio: Number  # share of the tokens that the decoder does not get; must be the model's
     disable_grouping: bool | None  # accepted and unused
 
 
@@ -47,11 +49,15 @@ class ImageOptions(PixelOptions):
     pan_and_scan_max_num_crops: int
     pan_and_scan_min_ratio_to_activate: float
     max_tokens_per_image: int | None
+    token_pruning_ratio: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ratio = self.pan_and_scan_min_ratio_to_activate
         self._check_number("pan_and_scan_min_ratio_to_activate", ratio, above=0)
+        pruned = self.token_pruning_ratio
+        if not is_number(pruned, above=-1) or not 0 <= pruned < 1:
+            raise ValueError(message("token_pruning_ratio", pruned, "must lie in [0, 1)"))
 
     def plan(self, height: int, width: int, *, name: str = "image") -> Plan:
         """What becomes of a picture of `height` x `width` pixels: itself, then its crops, with their target sizes."""
@@ -65,6 +71,10 @@ class ImageOptions(PixelOptions):
                 min_ratio_to_activate=self.pan_and_scan_min_ratio_to_activate,
             )
         return [(box, *self._target(box[2], box[3], name=name)) for box in boxes]
+
+    def tokens(self, h: int, w: int) -> int:
+        """Tokens of a picture of `h` x `w` patches that reach the decoder."""
+        return kept_count(h // self.merge_size, w // self.merge_size, self.token_pruning_ratio)
 
     def _target(self, height: int, width: int, *, name: str) -> tuple[int, int]:
         tokens = self.max_tokens_per_image
@@ -100,6 +110,7 @@ class ArlowImageProcessor(PixelProcessor, PilBackend):
     pan_and_scan_max_num_crops = 4
     pan_and_scan_min_ratio_to_activate = 1.6
     max_tokens_per_image = None
+    token_pruning_ratio = 0.0
 
     valid_kwargs: Any = ArlowImageProcessorKwargs
     options_type: Any = ImageOptions
@@ -173,6 +184,12 @@ class ArlowImageProcessor(PixelProcessor, PilBackend):
         options = images_kwargs or {}
         patch_size = self._options(options).patch_size
         return sum(h * w for _, h, w in self.plan(height, width, **options)) // patch_size**2
+
+    def get_number_of_image_tokens(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
+        """Placeholders of a picture of `height` x `width` pixels, crops included."""
+        options = self._options(images_kwargs or {})
+        plan = self.plan(height, width, **(images_kwargs or {}))
+        return sum(options.tokens(h // options.patch_size, w // options.patch_size) for _, h, w in plan)
 
 
 def _cut_and_resize(picture: Picture, box: Box, height: int, width: int, *, options: ImageOptions) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 
 MAX_ASPECT_RATIO = 200
+REGION = 4  # tokens, side of the regions within which tokens are pruned
 
 
 def target_size(
@@ -67,6 +68,18 @@ def pan_and_scan_boxes(
     if width >= height:
         return [(0, start, height, min(step, width - start)) for start in starts]
     return [(start, 0, min(step, height - start), width) for start in starts]
+
+
+def kept_count(rows: int, columns: int, ratio: float) -> int:
+    """How many of `rows` x `columns` merged tokens reach the decoder where the share `ratio` of every region is left
+    out: at least one of each."""
+    heights, widths = ([min(REGION, side - at) for at in range(0, side, REGION)] for side in (rows, columns))
+    return sum(height * width - left_out(height * width, ratio) for height in heights for width in widths)
+
+
+def left_out(tokens: int, ratio: float) -> int:
+    """How many of the tokens of a region are left out, rounded down."""
+    return int(tokens * ratio + 1e-9)  # 0.29 * 100 is 28.999...
 
 
 def pack_image(pixels: np.ndarray, *, patch_size: int, merge_size: int) -> np.ndarray:

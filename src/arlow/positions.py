@@ -14,6 +14,7 @@ from itertools import accumulate
 import torch
 
 from .errors import message
+from .patches import kept_count
 
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
@@ -29,6 +30,7 @@ def get_rope_index(
     *,
     spatial_merge_size: int = 2,
     start: torch.Tensor | None = None,
+    image_token_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of every token.
 
@@ -40,6 +42,8 @@ def get_rope_index(
         attention_mask: (B, S), 1 where a token is real. Padding gets position 0.
         spatial_merge_size: patches per side of a merged token.
         start: (B, 1), the position of each row's first token; default 0.
+        image_token_mask: (M,) bool, which merged tokens of all images have placeholders; default: all. Each keeps its
+            own row and column.
 
     Returns:
         positions (3, B, S), and deltas (B, 1): the largest position plus 1 minus the number of real tokens.
@@ -58,10 +62,15 @@ def get_rope_index(
     offsets = torch.zeros(2, *types.shape, dtype=torch.long, device=device)  # row and column within an item
     for kind, grids in ((IMAGE, image_grid_thw), (VIDEO, video_grid_thw)):
         items = merged_grids(grids, spatial_merge_size)
-        check_placeholders(counts[kind], [groups * rows * columns for groups, rows, columns in items], kind)
+        sizes = [groups * rows * columns for groups, rows, columns in items]
+        kept = image_token_mask if kind == IMAGE else None
+        if kept is not None:
+            sizes = [int(part.sum()) for part in kept.cpu().split(sizes)]
+        check_placeholders(counts[kind], sizes, kind)
         if items:
             here = types == kind
-            tokens = _item_tokens([(rows, columns) for groups, rows, columns in items for _ in range(groups)], device)
+            frames = [(rows, columns) for groups, rows, columns in items for _ in range(groups)]
+            tokens = _item_tokens(frames, device, kept)
             advance = advance.masked_scatter(here, tokens[0])
             offsets = offsets.masked_scatter(here.expand_as(offsets), tokens[1:])
 
@@ -79,9 +88,10 @@ def merged_grids(grids: torch.Tensor | None, merge: int) -> list[tuple[int, int,
     return [] if grids is None else [(t, h // merge, w // merge) for t, h, w in grids.tolist()]
 
 
-def item_sizes(grids: torch.Tensor | None, merge: int) -> list[int]:
-    """Merged tokens of every image or video."""
-    return [] if grids is None else [t * h * w // merge**2 for t, h, w in grids.tolist()]
+def item_sizes(grids: torch.Tensor | None, merge: int, ratio: float = 0.0) -> list[int]:
+    """Tokens of every image or video that reach the decoder. `ratio`: of images that are pruned."""
+    items = merged_grids(grids, merge)
+    return [t * kept_count(h, w, ratio) if ratio else t * h * w for t, h, w in items]
 
 
 def on_host(grids: torch.Tensor | None) -> torch.Tensor | None:
@@ -89,15 +99,18 @@ def on_host(grids: torch.Tensor | None) -> torch.Tensor | None:
     return None if grids is None else grids.cpu()
 
 
-def _item_tokens(sides: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
-    """For the tokens of all images and frame groups in order: advance, row, column (3, tokens). The last token of each
-    has the advance."""
+def _item_tokens(sides: list[tuple[int, int]], device: torch.device, kept: torch.Tensor | None = None) -> torch.Tensor:
+    """For the tokens of all images and frame groups in order, or those `kept` (M,): advance, row, column (3, tokens).
+    The last token of each has the advance."""
     rows, columns = torch.tensor(sides, device=device).unbind(-1)
     sizes = rows * columns
     total = sum(h * w for h, w in sides)
     item = torch.repeat_interleave(torch.arange(len(sides), device=device), sizes, output_size=total)
     ends = sizes.cumsum(0)
     index = torch.arange(total, device=device) - (ends - sizes)[item]  # within the item
+    if kept is not None:
+        item, index = item[kept], index[kept]
+        ends = torch.bincount(item, minlength=len(sides)).cumsum(0)
     advance = torch.zeros_like(index)
     advance[ends - 1] = torch.maximum(rows, columns)
     return torch.stack((advance, index // columns[item], index % columns[item]))

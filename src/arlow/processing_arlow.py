@@ -27,7 +27,7 @@ from .media import fill_rows, flatten_images
 from .media_fetch import MediaPolicy
 from .token_rows import mask_spans
 from .tokenization_arlow import INIT_OPTIONS, LOADING_OPTIONS
-from .tokenizer_files import SAVED_FILES, damaged_files_named
+from .tokenizer_files import SAVED_FILES, config_beside, damaged_files_named
 from .video_processing_arlow import ArlowVideoProcessorKwargs
 from .video_reader import Frames, flatten_videos
 
@@ -103,7 +103,7 @@ class ArlowProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a saved processor; `kwargs` may hold options of its parts. Where a model's `config.json` lies beside
-        it, their special tokens must agree.
+        it, their special tokens must agree, and its `token_pruning_ratio` is taken.
 
         Raises:
             OSError: files are missing or cannot be read.
@@ -113,7 +113,11 @@ class ArlowProcessor(ProcessorMixin):
         known = (*cls.get_attributes(), *LOADING_OPTIONS, *INIT_OPTIONS, *MEDIA_OPTIONS, *TextKwargs.__annotations__)
         refuse_misspelt(cls.__name__, kwargs, known)
         with damaged_files_named(pretrained_model_name_or_path, PROCESSOR_FILES, kwargs):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        vision = config_beside(pretrained_model_name_or_path, kwargs).get("vision_config")
+        if isinstance(vision, dict) and "token_pruning_ratio" in vision and "token_pruning_ratio" not in kwargs:
+            processor.image_processor.token_pruning_ratio = vision["token_pruning_ratio"]
+        return processor
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type: str, *args: Any, **kwargs: Any) -> Any:
@@ -303,10 +307,10 @@ class ArlowProcessor(ProcessorMixin):
         first, count = image_idx, 1
         if crops is not None:
             first, count = image_idx + int(sum(crops[:image_idx])), 1 + int(crops[image_idx])
-        merge = kwargs.get("merge_size") or self.image_processor.merge_size
+        options = self.image_processor._options(kwargs)
         grids = image_inputs["image_grid_thw"][first : first + count].tolist()
         separator = self.tokenizer.vision_end_token + self.tokenizer.vision_start_token
-        return separator.join(self.image_token * (t * h * w // merge**2) for t, h, w in grids)
+        return separator.join(self.image_token * (t * options.tokens(h, w)) for t, h, w in grids)
 
     def replace_video_token(
         self,
@@ -515,11 +519,9 @@ class ArlowProcessor(ProcessorMixin):
         options = self._options(kwargs)
         data: dict[str, list[int]] = {}
         if image_sizes is not None:
-            own = options["images_kwargs"]
-            merge = own.get("merge_size") or self.image_processor.merge_size
-            patches = [self.image_processor.get_number_of_image_patches(*size, own) for size in image_sizes]
-            data["num_image_patches"] = patches
-            data["num_image_tokens"] = [count // merge**2 for count in patches]
+            own, images = options["images_kwargs"], self.image_processor
+            data["num_image_patches"] = [images.get_number_of_image_patches(*size, own) for size in image_sizes]
+            data["num_image_tokens"] = [images.get_number_of_image_tokens(*size, own) for size in image_sizes]
         if video_sizes is not None:
             own = options["videos_kwargs"]
             merge = own.get("merge_size") or self.video_processor.merge_size

@@ -160,14 +160,19 @@ def damaged_files_named(source: str | os.PathLike, names: Sequence[str], options
         raise
 
 
+def config_beside(source: str | os.PathLike, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a model's `config.json` beside saved files; empty where there is none that can be read."""
+    path = saved_file(source, "config.json", options)
+    try:
+        return {} if path is None else read_object(path)
+    except ValueError:  # refused when the model is loaded
+        return {}
+
+
 def check_special_ids(tokenizer: Any, source: str | os.PathLike, options: Mapping[str, Any]) -> None:
     """Compare a tokenizer's ids with the `config.json` beside it, if there is one: with other ids the model would take
     pictures for text, silently."""
-    path = saved_file(source, "config.json", options)
-    try:
-        config = {} if path is None else read_object(path)
-    except ValueError:  # refused when the model is loaded
-        return
+    config = config_beside(source, options)
     for name in MODEL_IDS:
         expected = config.get(name)
         if expected is not None and (ours := getattr(tokenizer, name)) != expected:

@@ -156,7 +156,6 @@ FIELDS = [
     ("patches of nothing", vision(patch_size=0), "patch_size=0"),
     ("negative deformable strength", vision(deformable_attention_strength=-1.0), "deformable_attention_strength=-1.0"),
     ("pruning everything", vision(token_pruning_ratio=1.0), "token_pruning_ratio=1.0"),
-    ("pruning, not built yet", vision(token_pruning_ratio=0.5), "token_pruning_ratio=0.5"),
     ("window of half a frame group", vision(temporal_window_size=0.5), "temporal_window_size"),
     ("tap behind the last block", vision(deepstack_visual_indexes=[2]), "deepstack_visual_indexes=[2]"),
     ("taps out of order", vision(deepstack_visual_indexes=[1, 0]), "deepstack_visual_indexes=[1, 0]"),

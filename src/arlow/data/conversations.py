@@ -28,6 +28,7 @@ from ..extras import need
 from ..linear_loss import IGNORED
 from ..positions import get_rope_index
 from ..processing_arlow import ArlowProcessor
+from ..pruning import kept_tokens
 from .draws import Draws
 
 
@@ -423,10 +424,19 @@ class Collator:
             batch.get("video_grid_thw"),
             batch["attention_mask"],
             spatial_merge_size=self.processor.image_processor.merge_size,
+            image_token_mask=self._kept(batch),
         )
         axes = axes - axes.gather(-1, starts.expand_as(axes))
         text = torch.arange(starts.shape[1]) - starts
         return torch.cat((text[None], axes)) * batch["attention_mask"]
+
+    def _kept(self, batch: dict[str, Any]) -> torch.Tensor | None:
+        """Which image tokens there are, where the processor prunes."""
+        images = self.processor.image_processor
+        if not images.token_pruning_ratio or "pixel_values" not in batch:
+            return None
+        layout = {"merge": images.merge_size, "channels": 3, "ratio": images.token_pruning_ratio}
+        return kept_tokens(batch["pixel_values"], batch["image_grid_thw"].tolist(), **layout)
 
 
 def pack_rows(lengths: Sequence[int]) -> list[list[int]]:

@@ -207,6 +207,7 @@ def _check_geometry(processor: ArlowProcessor, config: ArlowVisionConfig | Arlow
             if getattr(part, name) != wanted:
                 problem = f"of the {type(part).__name__}; the encoder has {wanted}"
                 raise ValueError(message(name, getattr(part, name), problem))
+    processor.image_processor.token_pruning_ratio = config.token_pruning_ratio
 
 
 def _joined(
