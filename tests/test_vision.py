@@ -17,6 +17,7 @@ from tiny_models import CLIP, PATCH, STILL, random_images, random_videos, tiny_v
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import arlow.attention
+import arlow.deformable
 import arlow.vision
 from arlow import ArlowVisionConfig, ArlowVLVisionModel
 from arlow.vision import ArlowVisionAttention
@@ -358,16 +359,19 @@ def test_nothing_is_recomputed_per_layer(monkeypatch) -> None:
 
     def counts(depth: int) -> dict[str, int]:
         model = tiny_vision(depth=depth, deepstack_visual_indexes=[], **DEFORMABLE)
-        seen = dict.fromkeys(("patch_coordinates", "normalised_distances", "windows"), 0)
+        modules = {
+            "patch_coordinates": arlow.vision, "windows": arlow.vision, "normalised_distances": arlow.deformable,
+        }  # fmt: skip
+        seen = dict.fromkeys(modules, 0)
         with monkeypatch.context() as patch:
-            for name in seen:
-                real = getattr(arlow.vision, name)
+            for name, module in modules.items():
+                real = getattr(module, name)
 
                 def spy(*args, name=name, real=real):
                     seen[name] += 1
                     return real(*args)
 
-                patch.setattr(arlow.vision, name, spy)
+                patch.setattr(module, name, spy)
             turns = []
             model.rotary_emb.register_forward_hook(lambda *_: turns.append(1))
             model(*random_images([(1, 4, 4), (1, 4, 4), (1, 2, 2)]))
@@ -412,10 +416,45 @@ def test_a_token_on_the_radius_is_within() -> None:
         assert seen[y, x, v, u] == (abs(y - v) + abs(x - u) <= 1)
 
 
+@pytest.mark.parametrize(
+    ("grids", "fields"),
+    [
+        ([(1, 34, 40), (1, 34, 40), (1, 4, 4)], {}),
+        ([(1, 64, 16)], {"deformable_attention_window": 0.1}),
+        ([(3, 34, 36)], {"temporal_window_size": 2, "deformable_attention_window": 0.2}),
+        ([(1, 37, 33)], {"spatial_merge_size": 1, "deformable_attention_strength": 0.3}),
+    ],
+)
+def test_tiles_are_the_whole(grids: list[tuple[int, int, int]], fields: dict) -> None:
+    """Large pictures and clips are attended tile by tile; outputs and gradients are those of all pairs."""
+    results = []
+    for attn in ("eager", "sdpa"):
+        model = tiny_vision(attn=attn, depth=1, deepstack_visual_indexes=[], **DEFORMABLE, **fields)
+        rows, grid = random_images(grids) if grids[0][0] == 1 else random_videos(grids)
+        names = ("pixel_values", "grid_thw") if grids[0][0] == 1 else ("pixel_values_videos", "video_grid_thw")
+        output = model(**dict(zip(names, (rows, grid), strict=True))).pooler_output
+        output.square().sum().backward()
+        results.append((output, model.blocks[0].attn.qkv.weight.grad))
+    layout = make_layout_of(model, grids)
+    assert any(group.tiles is not None for group in layout.groups)
+    for group in layout.groups:
+        if group.tiles is not None:
+            assert sum(own * seen for own, seen, _ in group.tiles.parts) < 0.7 * group.length**2
+            assert sorted(group.tiles.queries.tolist()) == list(range(group.length))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+
+
+def make_layout_of(model, grids):
+    grids = [arlow.vision.Grid(*grid) for grid in grids]
+    states = torch.zeros(sum(t * h * w for t, h, w in grids), 1)
+    return arlow.vision.make_layout(model.config, model.rotary_emb, states, grids)
+
+
 def test_bias_of_one_row_and_one_frame() -> None:
     """An axis of one place has no distance: no division by zero."""
     places = torch.tensor([[0, 0, 0], [0, 0, 1]])
-    distance = arlow.vision.normalised_distances(places, arlow.vision.Grid(1, 1, 2))
+    distance = arlow.deformable.normalised_distances(places, places, arlow.vision.Grid(1, 1, 2))
     assert distance.tolist() == [[0.0, 1.0], [1.0, 0.0]]
 
 

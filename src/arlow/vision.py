@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from .attention import FLASH_KERNELS, Varlen, attention_function, backend_for, c
 from .checks import check_keywords, check_media, check_rows
 from .configuration_arlow import ArlowVisionConfig
 from .configuration_tower import ArlowTowerConfig
+from .deformable import Tiles, attend_tiles, deformable_bias, make_tiles, tiles_pay
 from .errors import message
 from .rope import VisionRotary, rotate
 from .text import ArlowPreTrainedModel
@@ -129,11 +131,12 @@ class Segment(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Consecutive segments of one length, attended in one call."""
+    """Consecutive segments of one length, attended in one call, or tile by tile."""
 
     segments: int
     length: int
-    bias: torch.Tensor | None  # (1, 1, L, L) for all of them, or (segments, 1, L, L)
+    bias: torch.Tensor | None = None  # (1, 1, L, L) for all of them, or (segments, 1, L, L)
+    tiles: Tiles | None = None  # of each of them
 
 
 class Layout(NamedTuple):
@@ -161,7 +164,10 @@ def make_layout(
     dense = "deformable attention adds a bias" if config.use_deformable_attention else ""
     backend = backend_for(config, hidden_states, config.head_dim, dense=dense)
     cos, sin = rotary(coordinates, hidden_states.dtype)
-    groups = [] if backend in FLASH_KERNELS else group_segments(segments, config, coordinates, hidden_states.dtype)
+    groups = []
+    if backend not in FLASH_KERNELS:
+        tiled = backend == "sdpa"  # eager attention is there for its weights
+        groups = group_segments(segments, config, coordinates, hidden_states.dtype, tiled=tiled)
     return Layout(cos[:, None], sin[:, None], backend, groups, [segment.length for segment in segments])
 
 
@@ -215,15 +221,6 @@ def patch_coordinates(grid: Grid, merge: int, device: torch.device) -> torch.Ten
     return blocks.transpose(2, 3).reshape(-1, 3)
 
 
-def normalised_distances(places: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Euclidean distances (L, L) float32 between places (L, 3), each axis of the item scaled to [0, 1]."""
-    squares = torch.zeros(len(places), len(places), device=places.device)
-    for axis, side in zip(places.unbind(-1), grid, strict=True):
-        # Differences are taken between integers: equal steps give equal distances everywhere in the item.
-        squares += ((axis[:, None] - axis) / max(side - 1, 1)).square()
-    return squares.sqrt()
-
-
 def windows(grid: Grid, size: int | None) -> list[int]:
     """Patches in each window of `size` consecutive frame groups of an item (`None`: one window)."""
     size = size or grid.t
@@ -244,37 +241,42 @@ def cut_segments(grids: list[Grid], size: int | None, visible: torch.Tensor | No
 
 
 def group_segments(
-    segments: list[Segment], config: ArlowVisionConfig, coordinates: torch.Tensor, dtype: torch.dtype
+    segments: list[Segment],
+    config: ArlowVisionConfig,
+    coordinates: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    tiled: bool = True,
 ) -> list[Group]:
     """Runs of segments that one batched call can serve: equal lengths, and biases that are equal or of their own.
 
-    `coordinates` (N, 3) of all patches; `dtype` of the activations, which the biases get.
+    `coordinates` (N, 3) of all patches; `dtype` of the activations, which the biases get; `tiled`: whether segments
+    may be attended tile by tile.
     """
     biased = config.use_deformable_attention
-    made: dict[object, torch.Tensor] = {}  # one for all equal segments, heads and layers
+    made: dict[object, tuple[torch.Tensor | None, Tiles | None]] = {}  # one for all equal segments, heads and layers
+
+    def bias_of(segment: Segment) -> torch.Tensor:
+        places = coordinates[segment.first : segment.first + segment.length]
+        return deformable_bias(places, segment.grid, config).to(dtype)
+
     groups = []
     for (length, key), run in groupby(segments, key=lambda s: (s.length, s.key if biased else None)):
-        members, bias = list(run), None
-        if biased and key is None:
-            bias = torch.stack([deformable_bias(each, config, coordinates) for each in members])[:, None].to(dtype)
-        elif biased:
+        members = list(run)
+        if not biased:
+            groups.append(Group(len(members), length))
+        elif key is None:
+            groups.append(Group(len(members), length, torch.stack([bias_of(each) for each in members])[:, None]))
+        else:
             if key not in made:
-                made[key] = deformable_bias(members[0], config, coordinates)[None, None].to(dtype)
-            bias = made[key]
-        groups.append(Group(len(members), length, bias))
+                first = members[0]
+                if tiled and tiles_pay(length, first.grid, config):
+                    places = coordinates[first.first : first.first + length]
+                    made[key] = None, make_tiles(places, first.grid, config, dtype)
+                else:
+                    made[key] = bias_of(first)[None, None], None
+            groups.append(Group(len(members), length, *made[key]))
     return groups
-
-
-def deformable_bias(segment: Segment, config: ArlowVisionConfig, coordinates: torch.Tensor) -> torch.Tensor:
-    """What deformable attention adds to the scores within a segment, (L, L) float32.
-
-    -strength * distance, and beyond the radius a further -100 * strength, which hides those tokens. Distances are
-    Euclidean between coordinates normalised to [0, 1] along each axis of the item.
-    """
-    distance = normalised_distances(coordinates[segment.first : segment.first + segment.length], segment.grid)
-    # A token right on the radius is within it, whatever the last digit of its distance.
-    beyond = (distance > config.deformable_attention_window * (1 + 1e-6)).float()
-    return -config.deformable_attention_strength * (distance + 100.0 * beyond)
 
 
 def select_rows(rows: list[torch.Tensor], visible: torch.Tensor) -> list[torch.Tensor]:
@@ -406,9 +408,11 @@ class ArlowVisionAttention(nn.Module):
                 part.view(group.segments, group.length, -1, self.head_dim).transpose(1, 2)  # [G, H, L, D]
                 for part in parts
             ]
-            output, weight = attend(
-                self, *batch, group.bias, scaling=self.scaling, dropout=0.0, is_causal=False, **kwargs
-            )
+            options = {"scaling": self.scaling, "dropout": 0.0, "is_causal": False, **kwargs}
+            if group.tiles is None:
+                output, weight = attend(self, *batch, group.bias, **options)
+            else:
+                output, weight = attend_tiles(partial(attend, self, **options), *batch, group.tiles), None
             outputs.append(output.flatten(0, 1))  # [G*L, H, D]
             weights.append(weight)
         return torch.cat(outputs), tuple(weights) if weights[0] is not None else None
