@@ -56,7 +56,7 @@ def normalised_distances(queries: torch.Tensor, keys: torch.Tensor, grid: Sequen
 
 
 def tiles_pay(length: int, grid: Sequence[int], config: ArlowVisionConfig) -> bool:
-    """Whether a segment of `length` patches is attended tile by tile: what the tiles leave out weighs nothing, and is a
+    """Whether a segment of `length` patches is attended tile by tile: what tiles leave out weighs nothing, and is a
     good part of the work."""
     if length < LEAST or config.deformable_attention_strength * HIDDEN < CLEAR:
         return False
