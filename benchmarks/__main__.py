@@ -1,42 +1,73 @@
-"""`python -m benchmarks [CASE ...] [--json FILE] [--threads N]`: run cases, print a table, optionally write JSON."""
+"""Run cases, print a table, optionally write JSON; with --docs rewrite docs/performance.md from such a file instead.
+
+usage: python -m benchmarks [CASE ...] [--json FILE] [--threads N] [--quick], or --docs --json FILE
+"""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
+import os
 import pkgutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 import benchmarks.cases
 
-from .harness import HEADER, machine, measure, report
+from . import page
+from .harness import Result, machine, measure, report
+from .settings import QUICK
 
 
 def main() -> int:
     names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.cases.__path__))
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benchmarks", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(names)}")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one round at small sizes: only to see that all runs")
+    parser.add_argument("--docs", action="store_true", help="run nothing: put the figures of --json into the docs")
     options = parser.parse_args()
     unknown = sorted(set(options.cases) - set(names))
     if unknown:
         parser.error(f"unknown case {unknown[0]!r}; there are {', '.join(names)}")
+    if options.docs:
+        if options.json is None:
+            parser.error("--docs needs --json FILE, with the figures of a run")
+        try:
+            page.write(json.loads(options.json.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        return 0
+    if options.quick:
+        os.environ[QUICK] = "1"  # before the cases are imported, and for the processes they start
     torch.set_num_threads(options.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
-    print(", ".join(f"{key} {value}" for key, value in machine().items()), "\n", HEADER, sep="\n")
+    facts = machine()
+    print(", ".join(f"{key} {value}" for key, value in facts.items()), "\n", page.HEADER, sep="\n")
     results = []
     for name in options.cases or names:
-        for case in importlib.import_module(f"benchmarks.cases.{name}").cases():
-            results.append(measure(case))
-            print(results[-1].row(), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(report(results), indent=2) + "\n")
+        for result in run(name):
+            results.append(result)
+            print(page.row(result), flush=True)
+            if options.json:  # after every case: a run that breaks off keeps what it has
+                options.json.write_text(json.dumps(report(results, facts), indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def run(name: str) -> Iterator[Result]:
+    """The results of a file of cases."""
+    for case in importlib.import_module(f"benchmarks.cases.{name}").cases():
+        yield measure(case)
+    gc.collect()  # its models
 
 
 if __name__ == "__main__":

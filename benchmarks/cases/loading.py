@@ -1,5 +1,6 @@
 """Decoding and resizing 128 JPEGs of 640x480 in loader processes, as the training stages do, against the training
-process doing it itself: how loading scales with `workers`."""
+process doing it itself: how loading scales with `workers`.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from arlow import ArlowImageProcessor
 from arlow.data.bad_samples import BadSamples
 from arlow.data.draws import Draws
 from benchmarks.harness import Case
+from benchmarks.media import jpeg
+from benchmarks.settings import sized
 
 
-PICTURES, BATCH = 128, 16
+PICTURES, BATCH = sized(128, 16), 16
+
+
+def cases() -> Iterator[Case]:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_pictures(Path(folder))
+        for workers in (1, 2, 4):
+            yield Case(
+                name=f"{PICTURES} JPEGs, {workers} loader processes",
+                arlow=loading(paths, workers),
+                peer=loading(paths, 0),
+                peer_name="the training process",
+            )
 
 
 def write_pictures(folder: Path) -> list[Path]:
-    """JPEGs with the grain of photographs, so that decoding costs what it costs."""
-    rng = np.random.default_rng(0)
-    paths = []
-    for number in range(PICTURES):
-        coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((640, 480))
-        grain = rng.integers(-12, 13, (480, 640, 3))
-        pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
-        paths.append(folder / f"{number}.jpg")
-        Image.fromarray(pixels).save(paths[-1], quality=90)
+    paths = [folder / f"{number}.jpg" for number in range(PICTURES)]
+    for number, path in enumerate(paths):
+        path.write_bytes(jpeg(480, 640, seed=number))
     return paths
 
 
@@ -54,15 +62,3 @@ def loading(paths: list[Path], workers: int) -> Callable[[], None]:
 
 def _only_count(samples: list[Any]) -> int:
     return len(samples)
-
-
-def cases() -> Iterator[Case]:
-    with tempfile.TemporaryDirectory() as name:
-        paths = write_pictures(Path(name))
-        for workers in (1, 2, 4):
-            yield Case(
-                name=f"{PICTURES} JPEGs, {workers} loader processes",
-                arlow=loading(paths, workers),
-                peer=loading(paths, 0),
-                peer_name="the training process",
-            )

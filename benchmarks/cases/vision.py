@@ -1,55 +1,60 @@
-"""Vision tower: one image of 448x448 and a batch of 4, random weights, against Qwen3-VL's tower at the same shapes."""
+"""Vision tower against Qwen3-VL's: one image of 1024x1024 (74 x 74 patches of 14, as the processors resize it), 16 of
+448x448, a video of 8 frame groups of 336x336; width 1024, 4 blocks, one DeepStack tap, bfloat16, and the large image
+in float32. As in the peer, the patches of a frame group attend to one another alone. The peer's rows hold a still
+patch twice, as its processor makes them. The towers differ in their position embeddings: only shapes are compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from arlow import ArlowVisionConfig, ArlowVLVisionModel
+from arlow.estimate import Medium, forward_flops
+from benchmarks import limits
 from benchmarks.harness import Case
+from benchmarks.models import PATCH, TEXT, towers
+from benchmarks.peers import PEER
+from benchmarks.settings import DEVICE, asked, sized
+
+
+# name -> items, frame groups, patches a side
+SHAPES = sized(
+    {"1 of 1024x1024": (1, 1, 74), "16 of 448x448": (16, 1, 32), "8 frame groups of 336x336": (1, 8, 24)},
+    {"2 of 56x56": (2, 1, 4), "2 frame groups of 56x56": (1, 2, 4)},
+)
+TARGETS = {"1 of 1024x1024": 1.45}
 
 
 def cases() -> Iterator[Case]:
-    torch.manual_seed(0)
-    taps = [2, 4, 6]
-    arlow = ArlowVLVisionModel(
-        ArlowVisionConfig(
-            depth=8,
-            embed_dim=512,
-            hidden_size=1024,
-            num_heads=8,
-            mlp_ratio=4,
-            patch_size=16,
-            deepstack_visual_indexes=taps,
-        )
-    )
-    peer = Qwen3VLVisionModel(
-        Qwen3VLVisionConfig(
-            depth=8,
-            hidden_size=512,
-            out_hidden_size=1024,
-            num_heads=8,
-            intermediate_size=2048,
-            patch_size=16,
-            deepstack_visual_indexes=taps,
-        )
-    )
-    arlow, peer = arlow.bfloat16().eval(), peer.bfloat16().eval()
-    for count in (1, 4):
-        grid = torch.tensor([[1, 28, 28]] * count)
-        still = torch.randn(count * 28 * 28, 3 * 16 * 16)
-        doubled = still.view(-1, 3, 1, 256).expand(-1, -1, 2, -1).reshape(len(still), -1)
+    for dtype in (torch.bfloat16, torch.float32):
+        arlow, peer = towers(dtype, out=TEXT["hidden_size"], temporal_window_size=1)
+        for name, (items, groups, side) in SHAPES.items():
+            if dtype == torch.bfloat16:
+                yield tower_case(f"bf16, {name}", arlow, peer, items, groups, side, TARGETS.get(name, 1.2))
+            elif name == next(iter(SHAPES)):
+                yield tower_case(f"float32, {name}", arlow, peer, items, groups, side, 1.15)
 
-        def encode(model: torch.nn.Module, pixels: torch.Tensor, grid: torch.Tensor = grid) -> None:
-            with torch.no_grad():
-                model(pixels, grid_thw=grid)
 
-        yield Case(
-            name=f"vision tower, bf16, {count} of 448x448",
-            arlow=lambda still=still, encode=encode: encode(arlow, still),
-            peer=lambda doubled=doubled, encode=encode: encode(peer, doubled.bfloat16()),
-            peer_name="Qwen3-VL",
-        )
+def tower_case(name: str, arlow: Any, peer: Any, items: int, groups: int, side: int, target: float) -> Case:
+    grid = torch.tensor([[groups, side, side]] * items, device=DEVICE)
+    rows = torch.randn(items * groups * side * side, 3, 1 if groups == 1 else 2, PATCH**2, device=DEVICE)
+    ours, theirs = rows.flatten(1), rows.expand(-1, -1, 2, -1).flatten(1)
+
+    def encode(model: Any, pixels: torch.Tensor) -> Any:
+        with torch.no_grad():
+            return model(pixels, grid_thw=grid)
+
+    assert encode(arlow, ours).pooler_output.shape == encode(peer, theirs).pooler_output.shape
+    medium = Medium(groups, side * side, still=groups == 1)
+    flops = sum(forward_flops(arlow.config, media=[medium] * items).values())
+    return Case(
+        name=f"vision tower, {name}",
+        arlow=lambda: encode(arlow, ours),
+        peer=lambda: encode(peer, theirs),
+        peer_name=PEER,
+        target=asked(target, 1.1),
+        limit=limits.products(flops, arlow.dtype),
+        limit_name="matrix product",
+    )
