@@ -408,6 +408,21 @@ def test_impossible_values(name: str, changes: dict[str, Any], words: str) -> No
         ArlowConfig.from_dict(config_file(name) | changes)
 
 
+def test_who_asks_for_the_report_gets_it(tmp_path: Path) -> None:
+    """`output_loading_info=True` and a `state_dict` leave it to the caller what was not found, as in Transformers."""
+    model = ArlowForCausalLM(ArlowTextConfig.tiny())
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = tensors.pop("model.norm.weight")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing for ArlowForCausalLM: model\.norm\.weight"):
+        ArlowForCausalLM.from_pretrained(tmp_path)
+    _, report = ArlowForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert report["missing_keys"] == {"model.norm.weight"}
+    again = ArlowForCausalLM.from_pretrained(None, config=model.config, state_dict=tensors)
+    assert torch.equal(again.model.norm.weight, torch.ones_like(lost))
+
+
 @pytest.mark.parametrize("change", ["missing", "left over"])
 def test_tensors_that_are_missing_or_left_over(change: str, tmp_path: Path) -> None:
     """An error that lists them, of an earlier checkpoint and of one of today."""
