@@ -345,8 +345,9 @@ def test_config_of_ones_own() -> None:
     config = ArlowTextConfig.from_pretrained(FIXTURES / name)
     own = ArlowTextConfig(**{k: v for k, v in config.to_dict().items() if k in ArlowTextConfig.__dataclass_fields__})
     assert largest_difference(ArlowForCausalLM.from_pretrained(FIXTURES / name, config=own), name, "plain") < 1e-4
-    with pytest.raises(ValueError, match=UNPAIRED_FREQUENCIES):
-        ArlowForCausalLM.from_pretrained(FIXTURES / "vl_text/base", config=own)
+    for asked in (False, True):
+        with pytest.raises(ValueError, match=UNPAIRED_FREQUENCIES):
+            ArlowForCausalLM.from_pretrained(FIXTURES / "vl_text/base", config=own, output_loading_info=asked)
 
 
 def test_a_config_that_came_without_its_weights(tmp_path: Path) -> None:

@@ -170,8 +170,11 @@ class ArlowPreTrainedModel(PreTrainedModel):
         for config in (model.config, model.config.get_text_config()):
             vars(config).pop(EARLIER, None)  # the model has today's weights
         saved = model.__dict__.pop("_saved_config", None)
-        if saved is not None and not _is_reported.get():
-            check_loaded(model, loading_info.missing_keys, loading_info.unexpected_keys, saved)
+        if saved is not None:
+            missing, left_over = loading_info.missing_keys, loading_info.unexpected_keys
+            if _is_reported.get():
+                missing, left_over = set(), set()  # for the caller to see
+            check_loaded(model, missing, left_over, saved)
         return loading_info
 
     # Flash attention: whether it can run depends on the activations, so nothing is refused when a model is loaded.
