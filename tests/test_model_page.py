@@ -18,8 +18,7 @@ PAGE = Path(__file__).parents[2] / "shared" / "documents" / "model-page.md"
 MAKE = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from small_checkpoint import draw_clip, draw_picture, save_checkpoint
+from arlow.demo import draw_clip, draw_picture, save_checkpoint
 folder = Path(sys.argv[1])
 save_checkpoint(folder / "model")
 for name in ("image", "image1", "image2"):
@@ -33,7 +32,7 @@ SHORTER = re.compile(r"max_new_tokens=\d+")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page")
-    subprocess.run([sys.executable, "-c", MAKE, str(path), str(Path(__file__).parent)], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", MAKE, str(path)], check=True, timeout=300)
     return path
 
 

@@ -267,13 +267,14 @@ def make_clip(rng: random.Random, split: str, most: int) -> Sample:
 def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[Turn]:
     """The questions a story allows, about the shape by this name: one of type `kind`, then the others by chance."""
     is_steady = len(story.colours) == 1
+    asks_changes = kind == "video_changes" or not is_steady
     facts = {
         "video_direction": story.direction,
         "video_colour": story.colours[0] if is_steady else None,
         "video_shape": story.thing.shape if name in ("it", "the shape") else None,
         "video_size": story.size,
-        "video_changes": str(len(story.colours) - 1) if kind == "video_changes" or not is_steady else None,
-        "video_colours": ", then ".join(story.colours) if kind == "video_changes" or not is_steady else None,
+        "video_changes": str(len(story.colours) - 1) if asks_changes else None,
+        "video_colours": ", then ".join(story.colours) if asks_changes else None,
     }
     if kind == "video_changes":  # one colour asked for would mean no change
         facts["video_colour"] = None

@@ -61,8 +61,8 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
 def make_sample(task: str, *, split: str, seed: int) -> Sample:
     """One sample of `task`, a key of `samples.MAKERS`, in memory.
 
-    The same (task, split, seed) always gives the same sample. Training samples have up to six turns, those of the
-    other splits one. Raises `ValueError` for an unknown task or split.
+    The same (task, split, seed) always gives the same sample. Training samples have up to eight turns, those of
+    the other splits one. Raises `ValueError` for an unknown task or split.
     """
     if task not in MAKERS:
         raise ValueError(message("task", task, f"expected one of {', '.join(MAKERS)}"))

@@ -30,7 +30,6 @@ def questions_document(rng: random.Random, split: str) -> str:
 # What stands before a question, between question and answer, and after it. The last is that of conversations, without
 # their control tokens: there, too, a line begins with the answer, and a tokenizer that never saw that would take most
 # answers to pieces ("s", "quar", "e").
-COMMONS = {(True, True): "both", (False, True): "colour", (True, False): "shape", (False, False): "nothing"}
 LAYOUTS = (
     ("Question: ", "\nAnswer: ", "\n"),
     ("Q: ", "\nA: ", "\n"),
@@ -68,6 +67,10 @@ def clip_document(rng: random.Random, split: str) -> str:
         turns.append(Turn("video_size", "Does the shape grow or shrink?", story.size))
     rng.shuffle(turns)
     return f"Video: {describe_story(story, rng.randrange(3))}\n{written(rng, turns)}"
+
+
+# What two things have in common: by whether their shapes and their colours are alike.
+COMMONS = {(True, True): "both", (False, True): "colour", (True, False): "shape", (False, False): "nothing"}
 
 
 def pair_document(rng: random.Random, split: str) -> str:
