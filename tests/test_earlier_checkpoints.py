@@ -345,8 +345,9 @@ def test_config_of_ones_own() -> None:
     config = ArlowTextConfig.from_pretrained(FIXTURES / name)
     own = ArlowTextConfig(**{k: v for k, v in config.to_dict().items() if k in ArlowTextConfig.__dataclass_fields__})
     assert largest_difference(ArlowForCausalLM.from_pretrained(FIXTURES / name, config=own), name, "plain") < 1e-4
-    with pytest.raises(ValueError, match=UNPAIRED_FREQUENCIES):
-        ArlowForCausalLM.from_pretrained(FIXTURES / "vl_text/base", config=own)
+    for asked in (False, True):
+        with pytest.raises(ValueError, match=UNPAIRED_FREQUENCIES):
+            ArlowForCausalLM.from_pretrained(FIXTURES / "vl_text/base", config=own, output_loading_info=asked)
 
 
 def test_a_config_that_came_without_its_weights(tmp_path: Path) -> None:
@@ -406,6 +407,21 @@ def test_impossible_values(name: str, changes: dict[str, Any], words: str) -> No
     """A field that cannot be right is named, not stumbled over."""
     with pytest.raises(ValueError, match=words):
         ArlowConfig.from_dict(config_file(name) | changes)
+
+
+def test_who_asks_for_the_report_gets_it(tmp_path: Path) -> None:
+    """`output_loading_info=True` and a `state_dict` leave it to the caller what was not found, as in Transformers."""
+    model = ArlowForCausalLM(ArlowTextConfig.tiny())
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = tensors.pop("model.norm.weight")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing for ArlowForCausalLM: model\.norm\.weight"):
+        ArlowForCausalLM.from_pretrained(tmp_path)
+    _, report = ArlowForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert report["missing_keys"] == {"model.norm.weight"}
+    again = ArlowForCausalLM.from_pretrained(None, config=model.config, state_dict=tensors)
+    assert torch.equal(again.model.norm.weight, torch.ones_like(lost))
 
 
 @pytest.mark.parametrize("change", ["missing", "left over"])

@@ -31,7 +31,7 @@ STEPS = {
     "text": "text pretraining",
     "vision-mae": "masked autoencoding",
     "align": "alignment on plain sheets",
-    "captions": "fine-tuning on sheets and captions",
+    "captions": "fine-tuning on sheets, captions and plain questions",
     "finetune": "fine-tuning on questions",
     "eval-test": "scoring on the test split, with controls",
     "eval-unseen": "scoring on unseen pairs, with controls",

@@ -7,6 +7,10 @@ SEED=${SEED:-0} data=build/tiny/data
 run=build/tiny/seed-$SEED cores=$(nproc)
 bin=${BIN:-.venv/bin} python=${BIN:-.venv/bin}/python
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+# On Linux with glibc: freed memory is kept, in huge pages, instead of being fetched from the system for every tensor. On
+# two CPU cores that is an eighth of a step.
+export MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=100000000
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # Two processes, each with half of every batch: on a CPU faster than one with two threads. On a GPU one process takes the
 # halves in turn.
 launch="$bin/torchrun --standalone --nproc-per-node 2 -m arlow.cli train" whole=()

@@ -65,6 +65,8 @@ def pan_and_scan_boxes(
     if count < 2 or min(step, short) < min_crop_size:
         return []
     starts = range(0, long, step)  # never an empty last crop
+    if len(starts) < 2:  # a side of one pixel
+        return []
     if width >= height:
         return [(0, start, height, min(step, width - start)) for start in starts]
     return [(start, 0, min(step, height - start), width) for start in starts]

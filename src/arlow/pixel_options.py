@@ -45,13 +45,24 @@ SIZE_KEYS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"} | {nam
 GEOMETRY = ("patch_size", "temporal_patch_size", "merge_size")  # others read these attributes: they are never None
 
 
-class PixelKwargs(TypedDict, total=False):
-    """Options of pictures and of videos, for construction and calls. `None` in a call means the processor's own value;
-    `None` at construction is stored, saved, and means the class's default."""
+class RowKwargs(TypedDict, total=False):
+    """Options of pictures and of videos for any encoder, for construction and calls. `None` in a call means the
+    processor's own value; `None` at construction is stored, saved, and means the class's default."""
 
     patch_size: Integer  # pixels, side of a patch
-    temporal_patch_size: Integer  # frames per row of a video; still pictures have one
     merge_size: Integer  # patches, side of the block that becomes one token
+    do_convert_rgb: bool | None  # False: pictures that are not RGB are refused
+    input_data_format: Any  # "channels_first" | "channels_last", for arrays where both could be
+    value_range: str | None  # "0..1" | "0..255" | "0..65535", what the samples of an array span
+    return_tensors: Any  # "pt", "np" or None (NumPy)
+    device: Any  # where "pt" tensors go
+    data_format: Any  # accepted and unused: rows have one layout
+
+
+class PixelKwargs(RowKwargs, total=False):
+    """Those of Arlow's own encoder."""
+
+    temporal_patch_size: Integer  # frames per row of a video; still pictures have one
     size: Any  # {"shortest_edge": min_pixels, "longest_edge": max_pixels}: bounds of the area of each resized picture
     min_pixels: Integer  # the same bounds by themselves
     max_pixels: Integer
@@ -62,12 +73,6 @@ class PixelKwargs(TypedDict, total=False):
     do_normalize: bool | None
     image_mean: Any  # one number or one per channel, after rescaling
     image_std: Any
-    do_convert_rgb: bool | None  # False: pictures that are not RGB are refused
-    input_data_format: Any  # "channels_first" | "channels_last", for arrays where both could be
-    value_range: str | None  # "0..1" | "0..255" | "0..65535", what the samples of an array span
-    return_tensors: Any  # "pt", "np" or None (NumPy)
-    device: Any  # where "pt" tensors go
-    data_format: Any  # accepted and unused: rows have one layout
 
 
 @dataclass(frozen=True, kw_only=True)

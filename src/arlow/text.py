@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ from .earlier_config import EARLIER, generation_of
 from .earlier_weights import interleaved_rows
 from .errors import CheckpointMismatch, message
 from .rope import ArlowRotaryEmbedding, RotaryTables, apply_rotary_pos_emb
+
+
+_is_reported: ContextVar[bool] = ContextVar("is_reported", default=False)  # who loads looks at what was not found
 
 
 class ArlowRMSNorm(nn.Module):
@@ -116,7 +120,8 @@ class ArlowPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Load a checkpoint, as every Transformers model does.
 
-        Safetensors only, unless `use_safetensors=False` asks for a pickled checkpoint, which can run code.
+        Safetensors only, unless `use_safetensors=False` asks for a pickled checkpoint, which can run code. With
+        `output_loading_info=True` or a `state_dict`, tensors that are missing or left over are for the caller to see.
 
         Raises:
             OSError: the checkpoint is missing, truncated or corrupt, or is a pickle nobody asked for.
@@ -127,9 +132,13 @@ class ArlowPreTrainedModel(PreTrainedModel):
             use_safetensors = True
         where = {"subfolder": kwargs.get("subfolder", ""), "variant": kwargs.get("variant")}
         check_checkpoint(pretrained_model_name_or_path, pickled=use_safetensors is False, **where)
-        return super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
-        )
+        token = _is_reported.set(bool(kwargs.get("output_loading_info")))
+        try:
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
+            )
+        finally:
+            _is_reported.reset(token)
 
     # The two steps of a load that know which files are read: not the adapter's, where one is loaded with its base.
 
@@ -139,7 +148,7 @@ class ArlowPreTrainedModel(PreTrainedModel):
         saved = saved_config(files)
         earlier = getattr(model.config, EARLIER, None)
         if kwargs.get("expected_keys") is None:  # not an adapter's tensors
-            model.__dict__["_saved_config"] = saved
+            model.__dict__["_saved_config"] = saved if files else None
             if earlier is not None and not saved:
                 problem = "without a config.json beside the weights, the order of their rows cannot be told"
                 raise ValueError(message("config", f"one of Arlow {earlier}", problem, "load the directory"))
@@ -162,7 +171,10 @@ class ArlowPreTrainedModel(PreTrainedModel):
             vars(config).pop(EARLIER, None)  # the model has today's weights
         saved = model.__dict__.pop("_saved_config", None)
         if saved is not None:
-            check_loaded(model, loading_info.missing_keys, loading_info.unexpected_keys, saved)
+            missing, left_over = loading_info.missing_keys, loading_info.unexpected_keys
+            if _is_reported.get():
+                missing, left_over = set(), set()  # for the caller to see
+            check_loaded(model, missing, left_over, saved)
         return loading_info
 
     # Flash attention: whether it can run depends on the activations, so nothing is refused when a model is loaded.

@@ -10,7 +10,7 @@ and what it gives is packed into the rows that every encoder of Arlow reads.
 import functools
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -19,22 +19,14 @@ from transformers.models.auto.image_processing_auto import get_image_processor_c
 from .errors import message
 from .image_processing_arlow import ArlowImageProcessor, ImageOptions
 from .media import Picture
-from .pixel_options import Integer, Number, PixelOptions
+from .pixel_options import Integer, Number, PixelOptions, RowKwargs
 from .video_processing_arlow import ArlowVideoProcessor, VideoOptions
 
 
-class TowerKwargs(TypedDict, total=False):
+class TowerKwargs(RowKwargs, total=False):
     """Options of pictures and of videos. Sizes, crops and normalisation are the tower's own image processor's."""
 
     tower_processor: Any  # the tower's image processor, or the fields it is saved with
-    patch_size: Integer  # pixels, side of the tower's patches
-    merge_size: Integer  # patches, side of the block that becomes one token
-    do_convert_rgb: bool | None  # False: pictures that are not RGB are refused
-    input_data_format: Any  # "channels_first" | "channels_last", for arrays where both could be
-    value_range: str | None  # "0..1" | "0..255" | "0..65535", what the samples of an array span
-    return_tensors: Any  # "pt", "np" or None (NumPy)
-    device: Any  # where "pt" tensors go
-    data_format: Any  # accepted and unused: rows have one layout
 
 
 class TowerImageKwargs(TowerKwargs, total=False):
@@ -134,7 +126,7 @@ class TowerOptions(PixelOptions):
 
     tower_processor: dict
 
-    sample_dtype = np.float32  # type: ignore[assignment]
+    sample_dtype = np.float32  # type: ignore[assignment]  # normalised already, where Arlow's own keep uint8
 
     @property
     def _images(self) -> TowerImages:

@@ -6,6 +6,7 @@ import unittest
 from typing import Any
 
 import torch
+from saved_names import check_saved_names
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_fsdp_mixin import FSDPTesterMixin
@@ -106,6 +107,10 @@ class TextModelTest(
     def setUp(self) -> None:
         self.model_tester = TextModelTester(self)
 
+    def test_reverse_loading_mapping(self) -> None:
+        """A save writes today's names: the conversions are for earlier files alone, and are not undone."""
+        check_saved_names(self, self.model_tester, self.all_model_classes)
+
 
 class CrossAttentionModelTester(TextModelTester):
     """The same with cross-attention in the second layer."""
@@ -130,3 +135,7 @@ class CrossAttentionModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.
 
     def setUp(self) -> None:
         self.model_tester = CrossAttentionModelTester(self)
+
+    def test_reverse_loading_mapping(self) -> None:
+        """A save writes today's names: the conversions are for earlier files alone, and are not undone."""
+        check_saved_names(self, self.model_tester, self.all_model_classes)

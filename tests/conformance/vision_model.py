@@ -6,6 +6,7 @@ import unittest
 from typing import Any
 
 import torch
+from saved_names import check_saved_names
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor
 
@@ -102,3 +103,7 @@ class VisionModelTest(ModelTesterMixin, unittest.TestCase):
             tensor.retain_grad()
         outputs.last_hidden_state.flatten()[0].backward()
         self.assertTrue(all(tensor.grad is not None for tensor in kept))
+
+    def test_reverse_loading_mapping(self) -> None:
+        """A save writes today's names: the conversions are for earlier files alone, and are not undone."""
+        check_saved_names(self, self.model_tester, self.all_model_classes)

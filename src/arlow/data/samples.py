@@ -42,6 +42,7 @@ from .scenes import (
     draw_pairs,
     draw_scene,
     finish,
+    make_plain,
     place,
     render,
     render_ground,
@@ -140,7 +141,7 @@ SCENE_WEIGHTS = {
 }  # fmt: skip
 
 
-def make_picture(rng: random.Random, split: str, most: int) -> Sample:
+def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
     """One to four shapes. Type and answer of the first question are drawn first, then scenes until one fits."""
     kind = draw_kind(rng, SCENE_WEIGHTS, even=most == 1)
     answers = SCENE_ANSWERS.get(kind)
@@ -150,6 +151,7 @@ def make_picture(rng: random.Random, split: str, most: int) -> Sample:
     first = None
     while first is None:
         scene = draw_scene_of(rng, split)
+        scene = make_plain(scene) if plain else scene
         first = draw_fitting(rng, scene, split, kind, answer)
     turns = [first.turn]
     if most > 1:
@@ -265,13 +267,14 @@ def make_clip(rng: random.Random, split: str, most: int) -> Sample:
 def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[Turn]:
     """The questions a story allows, about the shape by this name: one of type `kind`, then the others by chance."""
     is_steady = len(story.colours) == 1
+    asks_changes = kind == "video_changes" or not is_steady
     facts = {
         "video_direction": story.direction,
         "video_colour": story.colours[0] if is_steady else None,
         "video_shape": story.thing.shape if name in ("it", "the shape") else None,
         "video_size": story.size,
-        "video_changes": str(len(story.colours) - 1) if kind == "video_changes" or not is_steady else None,
-        "video_colours": ", then ".join(story.colours) if kind == "video_changes" or not is_steady else None,
+        "video_changes": str(len(story.colours) - 1) if asks_changes else None,
+        "video_colours": ", then ".join(story.colours) if asks_changes else None,
     }
     if kind == "video_changes":  # one colour asked for would mean no change
         facts["video_colour"] = None
@@ -326,7 +329,7 @@ COMMON = ("colour", "shape", "both", "nothing")
 SAME_SIZE = 0.85  # chance of each of two pictures to be of the usual size
 
 
-def make_two_images(rng: random.Random, split: str, most: int) -> Sample:
+def make_two_images(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
     """One scene drawn twice, at different qualities and sometimes sizes, or with one change in between."""
     kind = rng.choice(["same_different", "what_changed"])
     change = rng.choice(CHANGES) if kind == "what_changed" or rng.random() < 0.5 else None
@@ -334,6 +337,18 @@ def make_two_images(rng: random.Random, split: str, most: int) -> Sample:
     while drawn is None:
         drawn = draw_change(rng, split, change)
     *scenes, thing = drawn
+    scenes = [make_plain(scene) for scene in scenes] if plain else scenes
+    turns = pair_turns(rng, scenes, thing, change)
+    side = draw_side(rng, *scenes)
+    sides = [side if rng.random() < SAME_SIZE else draw_side(rng, scene) for scene in scenes]
+    pictures = [shoot(rng, render(rng, scene, side)) for scene, side in zip(scenes, sides, strict=True)]
+    first, others = turns.pop(kind), [*turns.values()]
+    rng.shuffle(others)
+    return Sample([*pictures], in_turn(rng, first, others, most))
+
+
+def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change: str | None) -> dict[str, Turn]:
+    """Every question about two scenes, of which the second is the first after a change of `thing` (None: the same)."""
     turns = {"same_different": Turn("same_different", ask(rng, "same_different"), "different" if change else "same")}
     if change:
         turns["what_changed"] = Turn("what_changed", ask(rng, "what_changed"), change)
@@ -344,12 +359,7 @@ def make_two_images(rng: random.Random, split: str, most: int) -> Sample:
         turns[name] = Turn("inventory", ask(rng, "inventory", name), ", ".join(map(name_of, in_reading_order(scene))))
         question = f"How many {rng.choice(['shapes', 'objects'])} are in the {name} picture?"
         turns[f"count {name}"] = Turn("count", vary(rng, question), str(len(scene.things)))
-    side = draw_side(rng, *scenes)
-    sides = [side if rng.random() < SAME_SIZE else draw_side(rng, scene) for scene in scenes]
-    pictures = [shoot(rng, render(rng, scene, side)) for scene, side in zip(scenes, sides, strict=True)]
-    first, others = turns.pop(kind), [*turns.values()]
-    rng.shuffle(others)
-    return Sample([*pictures], in_turn(rng, first, others, most))
+    return turns
 
 
 def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Scene, Scene, Thing] | None:
@@ -477,5 +487,9 @@ MAKERS: dict[str, Callable[[random.Random, str, int], Sample]] = {
     "text": make_text,
     "caption": make_caption,
     "sheet": make_sheet,
+    # Of whole, upright shapes on one colour: first lessons.
     "plain_sheet": partial(make_sheet, plain=True),
+    "plain_picture": partial(make_picture, plain=True),
+    "plain_two_images": partial(make_two_images, plain=True),
+    "plain_text": make_text,
 }

@@ -32,9 +32,13 @@ TASKS = (*MAKERS, "texts")
 SEED_STRIDE = 10_000_000  # samples per task and seed
 ROW_BYTES = {  # on the disk, about
     "picture": 20_000, "digit": 25_000, "clip": 75_000, "two_images": 35_000, "image_and_clip": 75_000,
-    "text": 1_000, "caption": 30_000, "texts": 300, "sheet": 40_000, "plain_sheet": 20_000,
+    "text": 1_000, "caption": 30_000, "texts": 300, "sheet": 40_000, "plain_sheet": 20_000, "plain_picture": 12_000,
+    "plain_two_images": 25_000, "plain_text": 1_000,
 }  # fmt: skip
-FILES = {"caption": "captions.jsonl", "sheet": "sheets.jsonl", "plain_sheet": "plain_sheets.jsonl"}
+FILES = {
+    "caption": "captions.jsonl", "sheet": "sheets.jsonl", "plain_sheet": "plain_sheets.jsonl",
+    "plain_picture": "plain.jsonl", "plain_two_images": "plain.jsonl", "plain_text": "plain.jsonl",
+}  # fmt: skip
 INDEX = "data.jsonl"  # of all other tasks
 MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 
@@ -42,9 +46,11 @@ MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "tiny": {
         "train": {"picture": 34000, "digit": 12000, "clip": 10000, "two_images": 16000, "image_and_clip": 6000,
-                  "text": 24000, "caption": 14000, "sheet": 40000, "plain_sheet": 12000, "texts": 60000},
+                  "text": 24000, "caption": 10000, "sheet": 36000, "plain_sheet": 12000, "plain_picture": 16000,
+                  "plain_two_images": 8000, "plain_text": 8000, "texts": 60000},
         "validation": {"picture": 450, "digit": 150, "clip": 280, "two_images": 200, "image_and_clip": 80,
-                       "text": 280, "caption": 100, "sheet": 300, "plain_sheet": 100, "texts": 1000},
+                       "text": 280, "caption": 100, "sheet": 300, "plain_sheet": 100, "plain_picture": 200,
+                       "texts": 1000},
         "test": {"picture": 1350, "digit": 450, "clip": 700, "two_images": 400, "image_and_clip": 200, "text": 840,
                  "caption": 100, "texts": 1000},
         "unseen": {"picture": 540, "clip": 300, "two_images": 200, "image_and_clip": 100},
@@ -53,11 +59,10 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
 
 
 def make_sample(task: str, *, split: str, seed: int) -> Sample:
-    """One sample of `task` ("picture", "digit", "clip", "two_images", "image_and_clip", "text", "caption", "sheet",
-    "plain_sheet") in memory.
+    """One sample of `task`, a key of `samples.MAKERS`, in memory.
 
-    The same (task, split, seed) always gives the same sample. Training samples have up to six turns, those of the
-    other splits one. Raises `ValueError` for an unknown task or split.
+    The same (task, split, seed) always gives the same sample. Training samples have up to eight turns, those of
+    the other splits one. Raises `ValueError` for an unknown task or split.
     """
     if task not in MAKERS:
         raise ValueError(message("task", task, f"expected one of {', '.join(MAKERS)}"))
@@ -188,9 +193,10 @@ def _write_split(folder: Path, *, split: str, counts: dict[str, int], seed: int,
         write_lines(folder / "texts.jsonl", ({"text": text} for text in texts))
     write_one = functools.partial(write_sample, folder=folder, split=split, seed=seed)
     jobs = [(task, number) for task, count in counts.items() if task != "texts" for number in range(count)]
-    for task, name in FILES.items():
-        if counts.get(task):
-            write_lines(folder / name, spread(write_one, [job for job in jobs if job[0] == task]))
+    for name in dict.fromkeys(FILES.values()):
+        own = [job for job in jobs if FILES.get(job[0]) == name]
+        if own:
+            write_lines(folder / name, spread(write_one, own))
     write_lines(folder / INDEX, spread(write_one, [job for job in jobs if job[0] not in FILES]))
     return folder / INDEX
 

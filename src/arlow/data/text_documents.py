@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from .captions import describe_scene, describe_story
 from .questions import SCENE_OPTIONS, Turn, options_of, pick_turns
-from .samples import SCENE_WEIGHTS, draw_story_about
+from .samples import CHANGES, SCENE_WEIGHTS, draw_change, draw_story_about, pair_turns
 from .scenes import allowed_pairs, draw_pairs, draw_scene
 from .text_questions import (
     DAYS,
@@ -19,6 +19,7 @@ from .text_questions import (
     draw_text_turns,
     draw_word,
 )
+from .wordings import ask
 
 
 def questions_document(rng: random.Random, split: str) -> str:
@@ -26,10 +27,22 @@ def questions_document(rng: random.Random, split: str) -> str:
     return written(rng, draw_text_turns(rng, split, rng.randint(2, 6)))
 
 
+# What stands before a question, between question and answer, and after it. The last is that of conversations, without
+# their control tokens: there, too, a line begins with the answer, and a tokenizer that never saw that would take most
+# answers to pieces ("s", "quar", "e").
+LAYOUTS = (
+    ("Question: ", "\nAnswer: ", "\n"),
+    ("Q: ", "\nA: ", "\n"),
+    ("", " ", "\n"),
+    ("user\n", "\nassistant\n", "\n"),
+)
+LAYOUT_WEIGHTS = (1, 1, 1, 5)
+
+
 def written(rng: random.Random, turns: list[Turn]) -> str:
-    """Questions and answers in one of three layouts."""
-    ask, answer, end = rng.choice([("Question: ", "\nAnswer: ", "\n"), ("Q: ", "\nA: ", "\n"), ("", " ", "\n")])
-    return end.join(f"{ask}{turn.question}{answer}{turn.answer}" for turn in turns)
+    """Questions and answers in one of the layouts."""
+    before, between, end = rng.choices(LAYOUTS, LAYOUT_WEIGHTS)[0]
+    return end.join(f"{before}{turn.question}{between}{turn.answer}" for turn in turns)
 
 
 def scene_document(rng: random.Random, split: str) -> str:
@@ -54,6 +67,28 @@ def clip_document(rng: random.Random, split: str) -> str:
         turns.append(Turn("video_size", "Does the shape grow or shrink?", story.size))
     rng.shuffle(turns)
     return f"Video: {describe_story(story, rng.randrange(3))}\n{written(rng, turns)}"
+
+
+# What two things have in common: by whether their shapes and their colours are alike.
+COMMONS = {(True, True): "both", (False, True): "colour", (True, False): "shape", (False, False): "nothing"}
+
+
+def pair_document(rng: random.Random, split: str) -> str:
+    """Two pictures in words, or a picture and a clip, and what is the same."""
+    if rng.random() < 0.25:
+        shape, colour = rng.choice(allowed_pairs(split))
+        alike = [pair for pair in allowed_pairs(split) if shape in pair or colour in pair]
+        other, hue = rng.choice(rng.choice([alike, allowed_pairs(split), [(shape, colour)]]))
+        answer = f"{colour} {shape}, {hue} {other}: {COMMONS[shape == other, colour == hue]}"
+        turn = Turn("in_common", ask(rng, "in_common"), answer)
+        return f"Picture: {colour} {shape}.\nVideo: {hue} {other}.\n{written(rng, [turn])}"
+    change, drawn = rng.choice([None, *CHANGES]), None
+    while drawn is None:
+        drawn = draw_change(rng, split, change)
+    *scenes, thing = drawn
+    turns = [*pair_turns(rng, scenes, thing, change).values()]
+    first, second = (describe_scene(scene, 2) for scene in scenes)
+    return f"First picture: {first}\nSecond picture: {second}\n{written(rng, rng.sample(turns, min(3, len(turns))))}"
 
 
 def number_document(rng: random.Random, split: str) -> str:
@@ -99,6 +134,7 @@ def calendar_document(rng: random.Random, split: str) -> str:
 DOCUMENTS: dict[Callable[[random.Random, str], str], float] = {
     questions_document: 4.0,
     scene_document: 3.0,
+    pair_document: 1.5,
     clip_document: 1.0,
     number_document: 1.0,
     spelling_document: 1.5,
