@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from test_patches import loop_rows, qwen_size
 from tiny_processing import tiny_processor
 from transformers import AutoImageProcessor
@@ -28,11 +28,9 @@ from arlow.media_fetch import MediaPolicy
 DEFAULT_BOUNDS = (56 * 56, 14 * 14 * 4 * 1280)
 
 
-def plain(image: Image.Image, size: tuple[int, int], *, P: int = 14, M: int = 2, mean=0.5, std=0.5) -> np.ndarray:
-    """(patches, 3*P*P) float64 of an upright RGB image: Pillow's resize, then loops and the textbook formula."""
-    resized = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
-    values = (resized.astype(np.float64) / 255 - mean) / std
-    return loop_rows(values[None], P, 1, M)
+def plain(image: Image.Image, size: tuple[int, int], *, P: int = 14, M: int = 2) -> np.ndarray:
+    """(patches, 3*P*P) samples 0..255 of an upright RGB image: the filter in floating point, then loops."""
+    return loop_rows(samples.filtered(image, size)[None], P, 1, M)
 
 
 def levels(values: np.ndarray, mean=0.5, std=0.5) -> np.ndarray:
@@ -50,14 +48,15 @@ def processor() -> ArlowImageProcessor:
 
 @pytest.mark.parametrize("size", [(40, 60), (300, 200), (1400, 900), (56, 84), (31, 2000)])
 def test_equals_a_plain_implementation(processor, tmp_path, size):
-    """Rows, grid and values of a real JPEG are those of Pillow's resize and the formulas, sample for sample."""
+    """Rows, grid and values of a real JPEG are those of Pillow's filter and the formulas."""
     path = samples.write(tmp_path / "photo.jpg", samples.picture(*size))
     out = processor(path, return_tensors="np")
     target = qwen_size(*size, 28, *DEFAULT_BOUNDS)
     expected = plain(Image.open(path).convert("RGB"), target)
     assert out["pixel_values"].dtype == np.float32 and out["pixel_values"].shape == expected.shape
-    np.testing.assert_allclose(out["pixel_values"], expected, rtol=0, atol=5e-7)
-    np.testing.assert_array_equal(levels(out["pixel_values"]), levels(expected))
+    samples_in = levels(out["pixel_values"])
+    np.testing.assert_allclose(out["pixel_values"], (samples_in / 255 - 0.5) / 0.5, rtol=0, atol=5e-7)
+    samples.assert_resized(samples_in, expected)
     np.testing.assert_array_equal(out["image_grid_thw"], [[1, target[0] // 14, target[1] // 14]])
 
 
@@ -89,10 +88,51 @@ def test_steps_can_be_left_out(processor):
 def test_every_filter(processor, resample):
     """Each of Pillow's filters is the one used, given as a member or as its number."""
     image = samples.picture(100, 150)
-    expected = np.asarray(image.resize((140, 112), resample))
+    expected = samples.filtered(image, (112, 140), resample)
     for value in (resample, int(resample)):
         out = processor(image, return_tensors="np", resample=value)["pixel_values"]
-        np.testing.assert_array_equal(levels(out), loop_rows(expected[None], 14, 1, 2))
+        samples.assert_resized(levels(out), loop_rows(expected[None], 14, 1, 2))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_smaller(processor, monkeypatch, orientation):
+    """At least twice as high and wide as needed: the decoder leaves out what resizing would, upright sizes stay."""
+    decoded = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: (load(self), decoded.append(self.size))[0])
+    data = samples.oriented(samples.pixels(900, 1200), orientation, "JPEG", quality=95)
+    out = processor(data, return_tensors="np", max_pixels=200_000)
+    assert out["image_grid_thw"].tolist() == [[1, 26, 36]]  # 364 x 504
+    assert decoded[-1] in ((600, 450), (450, 600))
+    whole = processor(Image.open(io.BytesIO(data)), return_tensors="np", max_pixels=200_000)
+    error = levels(out["pixel_values"]) - levels(whole["pixel_values"])
+    assert np.sqrt(np.mean(error**2)) < 3
+    decoded.clear()
+    processor(
+        data, return_tensors="np", max_pixels=200_000, do_pan_and_scan=True, pan_and_scan_min_ratio_to_activate=1.2
+    )
+    assert {(900, 1200), (1200, 900)} & {*decoded}  # crops are cut out of the whole
+
+
+def test_a_short_large_jpeg_is_refused(processor):
+    """Data that end early are noticed where the picture is decoded smaller too."""
+    data = samples.encode(samples.pixels(800, 800), "JPEG", quality=95)
+    for share in (0.5, 0.9):
+        short = data[: int(len(data) * share)]
+        for each in (short, short + b"\xff\xd9"):
+            with pytest.raises(OSError, match=r"images\[0\]|images"):
+                processor([each], return_tensors="np", max_pixels=100_000)
+
+
+def test_many_pictures_are_read_in_order(processor):
+    """Threads or none, a batch is its pictures one after the other, and the first error in order is the one raised."""
+    images = [samples.encode(samples.pixels(60 + 10 * i, 80, seed=i), "PNG") for i in range(12)]
+    together = processor(images, return_tensors="np")
+    alone = [processor(each, return_tensors="np")["pixel_values"] for each in images]
+    np.testing.assert_array_equal(together["pixel_values"], np.concatenate(alone))
+    images[3] = images[9] = b"no picture"
+    with pytest.raises(OSError, match=r"images\[3\]"):
+        processor(images, return_tensors="np")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "I;16"])
@@ -298,6 +338,7 @@ CHANGED = {
     "pan_and_scan_max_num_crops": 7,
     "pan_and_scan_min_ratio_to_activate": 2,
     "max_tokens_per_image": 77,
+    "token_pruning_ratio": 0.25,
     "input_data_format": "channels_first",
     "value_range": "0..255",
 }

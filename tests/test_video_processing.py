@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import media_samples as samples_of
 import numpy as np
 import pytest
 import torch
@@ -38,11 +39,11 @@ def plain_frames(path: Path) -> list[np.ndarray]:
 def plain_rows(
     frames: list[np.ndarray], height: int, width: int, *, P: int = 14, T: int = 2, M: int = 2
 ) -> np.ndarray:
-    """Resized, normalised and packed by loops over groups, blocks and patches, in float64."""
-    resized = [np.asarray(Image.fromarray(each).resize((width, height), Image.BICUBIC)) for each in frames]
+    """Samples 0..255 of the frames as the filter gives them, packed by loops over groups, blocks and patches."""
+    resized = [samples_of.filtered(Image.fromarray(each), (height, width)) for each in frames]
     while len(resized) % T:
         resized.append(resized[-1])
-    values = (np.stack(resized).astype(np.float64) / 255 - 0.5) / 0.5  # (S, H, W, C)
+    values = np.stack(resized)  # (S, H, W, C)
     rows = []
     for group in range(0, len(values), T):
         for top in range(0, height, P * M):
@@ -63,7 +64,9 @@ def test_equals_a_plain_implementation(tmp_path: Path) -> None:
     expected = plain_rows([every[index] for index in indices], 84, 140)
     assert output["video_grid_thw"].tolist() == [[4, 6, 10]]
     assert output["pixel_values_videos"].dtype == np.float32
-    np.testing.assert_allclose(output["pixel_values_videos"], expected, rtol=0, atol=3e-7)
+    levels = np.rint((output["pixel_values_videos"] * 0.5 + 0.5) * 255)
+    np.testing.assert_allclose(output["pixel_values_videos"], (levels / 255 - 0.5) / 0.5, rtol=0, atol=3e-7)
+    samples_of.assert_resized(levels, expected)
     (metadata,) = output["video_metadata"]
     assert metadata.frames_indices == indices
     assert metadata.timestamps == pytest.approx([index / 10 for index in indices])
@@ -265,7 +268,7 @@ def test_steps_can_be_left_out() -> None:
     clip = moving_frames(2, 28, 56)
     plain = ArlowVideoProcessor(do_resize=False, do_rescale=False, do_normalize=False)(clip)["pixel_values_videos"]
     rows = plain_rows(list(clip), 28, 56)
-    np.testing.assert_allclose(plain, rows * 127.5 + 127.5, atol=1e-4)
+    np.testing.assert_allclose(plain, rows, atol=1e-4)
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     output = ArlowVideoProcessor(do_resize=False)(clip, image_mean=mean, image_std=std)["pixel_values_videos"]
     samples = (plain / 255).reshape(-1, 3, 2 * 14 * 14)

@@ -509,3 +509,39 @@ def test_policy_is_a_copy(tmp_path: Path) -> None:
         open_video(path)
     policy = dataclasses.replace(MediaPolicy(), max_aspect_ratio=300.0)
     assert open_video(path, policy=policy).facts.width == 3600
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("clip.mp4", "libx264", {"g": "40"}),
+        ("clip.mkv", "libx264", {"g": "40", "x264-params": "open-gop=1"}),
+        ("clip.mp4", "libx264", {"g": "60", "x264-params": "intra-refresh=1"}),
+        ("clip.ts", "libx264", {"g": "40"}),
+        ("clip.webm", "libvpx-vp9", {"g": "40", "deadline": "realtime", "cpu-used": "8"}),
+        ("clip.avi", "mpeg4", {"g": "12"}),
+    ],
+    ids=["closed", "open", "refresh", "stream", "vp9", "avi"],
+)
+def test_sparse_frames_are_those_of_reading_all(tmp_path: Path, name: str, codec: str, options: dict) -> None:
+    """Jumping to key frames and leaving frames out changes no pixel, wherever the wanted ones lie."""
+    path = write_video(tmp_path / name, moving_frames(300, 64, 96), codec=codec, codec_options=options)
+    with av.open(str(path)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    source = open_video(path)
+    assert source.facts.total_frames == len(expected)
+    for wanted in ([7], [250], [0, 299], [3, 41, 42, 120, 199, 201], [*range(0, 300, 25)], [130, 131, 290]):
+        for index, frame in zip(wanted, source.frames(wanted), strict=True):
+            np.testing.assert_array_equal(frame, expected[index], err_msg=f"{wanted} at {index}")
+
+
+def test_sparse_frames_are_reached_by_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 600 frames two are wanted: most packets are never read."""
+    path = write_video(tmp_path / "clip.mp4", moving_frames(600, 64, 96), codec_options={"g": "30"})
+    source, read = open_video(path), []
+    packets = video_reader._packets
+    monkeypatch.setattr(
+        video_reader, "_packets", lambda *args, **kwargs: (read.append(p) or p for p in packets(*args, **kwargs))
+    )
+    assert len(list(source.frames([5, 595]))) == 2
+    assert len(read) < 150

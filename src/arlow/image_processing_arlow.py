@@ -1,6 +1,6 @@
 """Pictures in, packed rows of patches out: what `ArlowForConditionalGeneration` takes as `pixel_values`.
 
-Every picture passes the border (`media.load_picture`), is resized once as uint8 with Pillow, cut into rows and written
+Every picture passes the border (`media.load_picture`), is resized once as uint8, cut into rows and written
 as float32 straight into the tensor that is returned. Output:
 
     pixel_values    (image patches, 3*P*P) float32, all pictures one after the other, merge-block order within each
@@ -19,12 +19,13 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
 
 from .errors import is_number, message
-from .media import Picture, flatten_images, is_array, load_picture, open_image
+from .media import Picture, flatten_images, in_threads, is_array, load_picture, open_image
 from .patches import kept_count, pack_image, pan_and_scan_boxes
 from .pixel_options import Integer, Number, PixelKwargs, PixelOptions, PixelProcessor, check_tensor_type
 
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels of the upright picture
+View = tuple[np.ndarray, tuple[int, int, int]]  # rows (patches, 3*P*P) uint8, and their grid
 Plan = list[tuple[Box, int, int]]  # what is cut out, and the height and width (pixels) it is resized to
 
 
@@ -71,6 +72,11 @@ class ImageOptions(PixelOptions):
                 min_ratio_to_activate=self.pan_and_scan_min_ratio_to_activate,
             )
         return [(box, *self._target(box[2], box[3], name=name)) for box in boxes]
+
+    def needed(self, height: int, width: int, *, name: str) -> tuple[int, int]:
+        """Of how many pixels in height and width a file of this size may be decoded: crops are cut out of all."""
+        (_, *target), *crops = self.plan(height, width, name=name)
+        return (height, width) if crops else (target[0], target[1])
 
     def tokens(self, h: int, w: int) -> int:
         """Tokens of a picture of `h` x `w` patches that reach the decoder."""
@@ -147,25 +153,27 @@ class ArlowImageProcessor(PixelProcessor, PilBackend):
         check_tensor_type(return_tensors)
         self._refuse_unknown(kwargs, where="preprocess")
         options: ImageOptions = self._options(kwargs)
-        resized: list[np.ndarray] = []
-        counts: list[int] = []
-        for name, source in flatten_images(images):
-            picture = load_picture(
-                source,
-                policy=self.policy,
-                name=name,
-                input_data_format=options.input_data_format,
-                value_range=options.value_range,
-                convert_rgb=options.do_convert_rgb,
-            )
-            plan = options.plan(picture.height, picture.width, name=name)
-            resized += [_cut_and_resize(picture, *step, options=options) for step in plan]
-            counts.append(len(plan) - 1)
-        data = {"pixel_values": _pack(resized, options), "image_grid_thw": _grids(resized, options.patch_size)}
+        views = in_threads(lambda each: self._views(*each, options), flatten_images(images))
+        rows, grids = zip(*(view for of_one in views for view in of_one), strict=True)
+        data = {"pixel_values": options.values(rows), "image_grid_thw": np.array(grids, dtype=np.int64)}
         if options.do_pan_and_scan:
-            data["num_crops"] = np.array(counts, dtype=np.int64)
+            data["num_crops"] = np.array([len(of_one) - 1 for of_one in views], dtype=np.int64)
         features = BatchFeature(data=data, tensor_type=return_tensors)
         return features if device is None or return_tensors is None else features.to(device)
+
+    def _views(self, name: str, source: object, options: ImageOptions) -> list[View]:
+        """A picture and its crops."""
+        picture = load_picture(
+            source,
+            policy=self.policy,
+            name=name,
+            input_data_format=options.input_data_format,
+            value_range=options.value_range,
+            convert_rgb=options.do_convert_rgb,
+            target=lambda height, width: options.needed(height, width, name=name),
+        )
+        plan = options.plan(picture.height, picture.width, name=name)
+        return [_view(picture, *step, options=options) for step in plan]
 
     def plan(self, height: int, width: int, **kwargs: Any) -> Plan:
         """What `preprocess` makes of a picture of `height` x `width` pixels, without the picture.
@@ -192,28 +200,11 @@ class ArlowImageProcessor(PixelProcessor, PilBackend):
         return sum(options.tokens(h // options.patch_size, w // options.patch_size) for _, h, w in plan)
 
 
-def _cut_and_resize(picture: Picture, box: Box, height: int, width: int, *, options: ImageOptions) -> np.ndarray:
-    """The part `box` of a picture as (height, width, 3), as the options resize it."""
+def _view(picture: Picture, box: Box, height: int, width: int, *, options: ImageOptions) -> View:
+    """The part `box` of a picture, as the options resize it."""
     top, left, box_height, box_width = box
     if (box_height, box_width) != (picture.height, picture.width):
         picture = Picture(image=picture.image.crop((left, top, left + box_width, top + box_height)))
-    return options.resize(picture, height=height, width=width)
-
-
-def _pack(resized: list[np.ndarray], options: ImageOptions) -> np.ndarray:
-    """Resized pictures as (patches, 3*P*P) float32, each written to its place in the result."""
-    P = options.patch_size
-    counts = [each.shape[0] * each.shape[1] // P**2 for each in resized]
-    rows = np.empty((sum(counts), 3 * P * P), dtype=np.float32)
-    start = 0
-    for pixels, count in zip(resized, counts, strict=True):
-        packed = pack_image(pixels, patch_size=P, merge_size=options.merge_size)
-        options.normalise(packed, out=rows[start : start + count])
-        start += count
-    return rows
-
-
-def _grids(resized: list[np.ndarray], patch_size: int) -> np.ndarray:
-    return np.array(
-        [(1, each.shape[0] // patch_size, each.shape[1] // patch_size) for each in resized], dtype=np.int64
-    )
+    pixels = options.resize(picture, height=height, width=width)
+    rows = pack_image(pixels, patch_size=options.patch_size, merge_size=options.merge_size)
+    return rows, (1, height // options.patch_size, width // options.patch_size)

@@ -1,4 +1,4 @@
-"""Geometry of pictures and the packed rows the vision encoder reads. NumPy only.
+"""Geometry of pictures and the packed rows the vision encoder reads. NumPy, and torch where pictures are resized.
 
 In: pixel arrays (H, W, 3) or (T, H, W, 3) uint8. Out: rows of one patch each, all patches of a picture in merge-block
 order, and the float32 values the encoder takes.
@@ -82,6 +82,30 @@ def kept_count(rows: int, columns: int, ratio: float) -> int:
 def left_out(tokens: int, ratio: float) -> int:
     """How many of the tokens of a region are left out, rounded down."""
     return int(tokens * ratio + 1e-9)  # 0.29 * 100 is 28.999...
+
+
+def resize_pixels(pixels: np.ndarray, height: int, width: int, *, mode: str) -> np.ndarray:
+    """(H, W, 3) uint8, C-contiguous -> (height, width, 3) uint8, antialiased; `mode` "bilinear" or "bicubic".
+
+    These are Pillow's filters as torch computes them, with weights of 16 bits: a fifth of the time, and samples that
+    differ by one level at most.
+    """
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    import torch  # here: reading pictures needs no torch
+
+    frame = torch.from_numpy(np.asarray(_Lent(pixels))).permute(2, 0, 1)[None]  # (1, 3, H, W), channels last
+    small = torch.nn.functional.interpolate(frame, size=(height, width), mode=mode, antialias=True)
+    return small[0].permute(1, 2, 0).contiguous().numpy()
+
+
+class _Lent:
+    """An array that torch takes as it is, also a read-only one, which it would warn of: it is only read."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        start, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (start, False)}
 
 
 def pack_image(pixels: np.ndarray, *, patch_size: int, merge_size: int) -> np.ndarray:

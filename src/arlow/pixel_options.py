@@ -9,7 +9,7 @@ keeps them. `image_processing_arlow` and `video_processing_arlow` extend all thr
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, ClassVar, TypedDict
@@ -20,9 +20,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from .errors import is_number, message, shorten
-from .media import INPUT_FORMATS, VALUE_RANGES, Picture
+from .media import INPUT_FORMATS, VALUE_RANGES, Picture, in_threads
 from .media_fetch import DEFAULT_POLICY, MediaPolicy
-from .patches import normalise_rows, target_size
+from .patches import normalise_rows, resize_pixels, target_size
 
 
 logger = logging.get_logger(__name__)
@@ -42,6 +42,7 @@ Number = Any  # likewise a number, also a fraction
 INTEGER_OR_NONE = int | None
 # What `size` may hold, and which bound that is. Saved files of other models name the bounds as they are.
 SIZE_KEYS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"} | {name: name for name in BOUNDS}
+TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 GEOMETRY = ("patch_size", "temporal_patch_size", "merge_size")  # others read these attributes: they are never None
 
 
@@ -157,9 +158,16 @@ class PixelOptions:
 
     def resize(self, picture: Picture, *, height: int, width: int) -> np.ndarray:
         """A picture as (height, width, 3) uint8, resized once and antialiased."""
-        if (height, width) == (picture.height, picture.width):
-            return picture.pixels
+        if self.resample in TORCH_FILTERS:
+            return resize_pixels(picture.pixels, height, width, mode=TORCH_FILTERS[self.resample])
         return np.asarray(picture.image.resize((width, height), self.resample))
+
+    def values(self, packed: Sequence[np.ndarray]) -> np.ndarray:
+        """Packed rows (N_i, 3*K) uint8 of several media as the (N, 3*K) float32 that the encoder takes."""
+        out = np.empty((sum(map(len, packed)), packed[0].shape[1]), dtype=np.float32)
+        places = np.split(out, np.cumsum([len(rows) for rows in packed[:-1]]))
+        in_threads(lambda each: self.normalise(each[0], out=each[1]), list(zip(packed, places, strict=True)))
+        return out
 
     def normalise(self, rows: np.ndarray, *, out: np.ndarray) -> None:
         """Packed rows (N, 3*K) uint8 as float32 in `out`, of the same shape."""

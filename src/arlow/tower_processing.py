@@ -150,7 +150,8 @@ class TowerOptions(PixelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TowerImageOptions(TowerOptions, ImageOptions):
-    pass
+    def needed(self, height: int, width: int, *, name: str) -> tuple[int, int]:
+        return height, width  # what the tower's processor resizes is the whole picture
 
 
 @dataclass(frozen=True, kw_only=True)

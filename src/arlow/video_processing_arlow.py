@@ -236,7 +236,7 @@ class ArlowVideoProcessor(PixelProcessor, VideoProcessorMixin, PilBackend):
         chosen = [options.plan_and_choose(source) for source in sources]  # no pixels yet, except for motion
         packed = [_pack(source, *each, options) for source, each in zip(sources, chosen, strict=True)]
         grids = np.array([plan.grid for plan, _ in chosen], dtype=np.int64)
-        data = {"pixel_values_videos": _normalise(packed, options), "video_grid_thw": grids}
+        data = {"pixel_values_videos": options.values(packed), "video_grid_thw": grids}
         features = BatchFeature(data=data, tensor_type=return_tensors)
         features = features if device is None or return_tensors != "pt" else features.to(device)
         if options.return_metadata:
@@ -340,17 +340,6 @@ def _pack(source: VideoSource, plan: ClipPlan, indices: np.ndarray, options: Vid
         temporal_patch_size=options.temporal_patch_size,
         merge_size=options.merge_size,
     )
-
-
-def _normalise(packed: list[np.ndarray], options: VideoOptions) -> np.ndarray:
-    """The packed rows of all clips as one float32 array. Empties `packed`: a clip's bytes go as its values come."""
-    out = np.empty((sum(map(len, packed)), packed[0].shape[1]), dtype=np.float32)
-    stop = len(out)
-    while packed:
-        rows = packed.pop()
-        options.normalise(rows, out=out[stop - len(rows) : stop])
-        stop -= len(rows)
-    return out
 
 
 def _flatten_metadata(metadata: Any, count: int) -> list[Mapping | None]:

@@ -52,6 +52,7 @@ from .media_fetch import (
 
 
 MOTION_SIDE = 32  # pixels: motion is measured on grey frames of this height and width
+FAR = 32  # frames left out that make a jump worth it: decoders read a few ahead
 IO_BUFFER = 2**20  # bytes per read of FFmpeg: few calls back into Python
 STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".ico")
 STILL_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
@@ -73,7 +74,7 @@ class VideoSource:
         """The frames at `indices` (not falling, duplicates allowed), each (H, W, 3) uint8 RGB, upright, one at a time.
 
         Raises `ValueError` for indices that are out of range, fall or are more than the policy's `max_frames`, and
-        `OSError` when the data are corrupt anywhere up to the last frame asked for.
+        `OSError` when the data that these frames are decoded from are corrupt.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         total = self.facts.total_frames
@@ -218,7 +219,7 @@ class _ContainerSource(VideoSource):
             self._by_order = (
                 container.format.name == "avi"
             )  # its index holds no presentation times, decoders make them up
-            times, last_duration = self._scan(stream)
+            times, self._entries, last_duration = self._scan(stream)
             time_base = stream.time_base
         self._keys = np.arange(len(times)) if self._by_order else times  # (N,) what a decoded frame is known by
         seconds = (times - times[0]) * time_base.numerator / time_base.denominator
@@ -271,9 +272,10 @@ class _ContainerSource(VideoSource):
             limit = f"the policy's max_seconds={self._policy.max_seconds}"
             raise ValueError(f"{self.name}: a video of {seconds:.0f} seconds is longer than {limit}")
 
-    def _scan(self, stream: av.VideoStream) -> tuple[np.ndarray, int]:
-        """((N,) times of the frames, the last one's duration), both in the stream's time base; no decoding."""
-        times, durations, read, start = [], [], 0, None
+    def _scan(self, stream: av.VideoStream) -> tuple[np.ndarray, np.ndarray, int]:
+        """((N,) times of the frames, (K,) of the key frames, the last one's duration), in the stream's time base; no
+        decoding."""
+        times, entries, durations, read, start = [], [], [], 0, None
         for packet in _packets(stream, name=self.name):
             read += 1
             shown_at = packet.pts if packet.pts is not None else packet.dts
@@ -283,13 +285,15 @@ class _ContainerSource(VideoSource):
             if shown_at >= start and not packet.is_discard and _is_shown(packet, stream):
                 times.append(shown_at)  # pictures before the first key frame cannot be decoded
                 durations.append(packet.duration or 0)
+                if packet.is_keyframe and packet.pts is not None:
+                    entries.append(shown_at)
         if read < stream.frames and _index_ends_late(stream, self._size()):
             raise OSError(f"{self.name}: truncated, {read} of {stream.frames} frames are there")
         if not times:
             raise ValueError(f"{self.name}: a video without frames")
         order, firsts = np.unique(np.array(times, np.int64), return_index=True)
         last = durations[firsts[-1]] or (int(np.median(np.diff(order))) if len(order) > 1 else 0)
-        return order, last
+        return order, np.unique(np.array(entries, np.int64)), last
 
     def _file(self) -> BinaryIO:
         return io.BytesIO(self._data) if isinstance(self._data, bytes) else open(self._data, "rb")
@@ -307,10 +311,25 @@ class _ContainerSource(VideoSource):
 
     def _decoded(self, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
         """The frames at `wanted` as the decoder leaves them."""
+        at = 0
+        try:
+            for frame in self._read(wanted, jump=True):
+                yield frame
+                at += 1
+        except OSError:  # some streams cannot be entered where they say so: read from the start, what is corrupt shows
+            yield from self._read(wanted[at:], jump=False)
+
+    def _read(self, wanted: np.ndarray, *, jump: bool) -> Iterator[av.VideoFrame]:
+        """The frames at `wanted`. Between them, those that no other refers to are not decoded, and with `jump` what
+        lies before the key frame that the next one needs is not read. Which frame is which, its time tells."""
         keys = self._keys[wanted].tolist()
-        first, at, seen = int(self._keys[0]), 0, 0
-        with _as_os_error(self.name), self._open() as (_, stream):
+        shown = {*keys}
+        first, at, seen, newest = int(self._keys[0]), 0, 0, None
+        with _as_os_error(self.name), self._open() as (container, stream):
             for packet in _packets(stream, name=self.name, flush=True):
+                if not self._by_order and packet.pts is not None:
+                    stream.codec_context.skip_frame = "DEFAULT" if packet.pts in shown else "NONREF"
+                    newest = packet.pts if newest is None else max(newest, packet.pts)
                 for frame in packet.decode():
                     key = seen if self._by_order else frame.pts
                     if key is None or key < first:
@@ -323,7 +342,19 @@ class _ContainerSource(VideoSource):
                         at += 1
                         if at == len(keys):
                             return
+                start = self._entry(newest, keys[at]) if jump else None
+                if start is not None:
+                    container.seek(start, stream=stream)
+                    first = newest = start
         raise OSError(f"{self.name}: the data end before frame {int(wanted[at])}")
+
+    def _entry(self, newest: int | None, key: int) -> int | None:
+        """The time of the key frame from which `key` can be decoded, if it lies far behind `newest`, else None."""
+        if newest is None or newest >= key or not len(self._entries):
+            return None
+        start = int(self._entries[max(0, np.searchsorted(self._entries, key, side="right") - 1)])
+        skipped = np.searchsorted(self._keys, start) - np.searchsorted(self._keys, newest)
+        return start if skipped > FAR else None
 
 
 def _container_bytes(source: Any, *, policy: MediaPolicy, name: str) -> Path | bytes:
