@@ -253,7 +253,7 @@ def test_eager_softmax_is_float32() -> None:
 
 def test_other_backends_are_transformers_own() -> None:
     """A name that is not Arlow's is looked up in Transformers; eager is Arlow's own."""
-    assert attention_function("sdpa") is ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert attention_function("flex_attention") is ALL_ATTENTION_FUNCTIONS["flex_attention"]
     assert attention_function("eager") is eager_attention
 
 

@@ -21,6 +21,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
+from . import cpu_attention
 from ._compat import torch_varlen_kernel
 from .configuration_arlow import ArlowTextConfig
 from .errors import message
@@ -122,7 +123,29 @@ def attention_function(backend: str) -> Callable:
     (module, q (B, H, S, D), k, v, mask, *, scaling, dropout, ...) -> (output (B, S, H, D), weights or None)."""
     if backend in FLASH_KERNELS:
         return functools.partial(varlen_attention, kernel=load_kernel(backend))
+    if backend == "sdpa":
+        return sdpa_attention
     return ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention)
+
+
+def sdpa_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """PyTorch's fused attention as Transformers calls it, or what is faster on a CPU."""
+    if cpu_attention.pays(query, dropout) and not kwargs.get("output_attentions"):
+        causal = module.is_causal if is_causal is None else is_causal
+        return cpu_attention.attend(query, key, value, attention_mask, scaling=scaling, causal=causal), None
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](
+        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs
+    )
 
 
 def eager_attention(

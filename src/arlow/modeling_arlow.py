@@ -180,7 +180,7 @@ class _LanguageHead:
         if labels is not None and (self.training if skip_logits is None else skip_logits):
             loss = self._loss_alone(hidden_states, labels, **kwargs)
         if loss is None:
-            logits = self.lm_head(hidden_states)
+            logits = self.lm_head(hidden_states.contiguous())  # a strided slice makes the product copy the weight
         if labels is not None and loss is None:
             vocab_size = self.config.get_text_config().vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)

@@ -34,6 +34,7 @@ from .configuration_arlow import ArlowConfig, ArlowTextConfig
 from .earlier_config import EARLIER, generation_of
 from .earlier_weights import interleaved_rows
 from .errors import CheckpointMismatch, message
+from .joint import project
 from .rope import ArlowRotaryEmbedding, RotaryTables, apply_rotary_pos_emb
 
 
@@ -49,6 +50,8 @@ class ArlowRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled() and hidden_states.dtype == self.weight.dtype:
+            return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
         x = hidden_states.float()
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * x.to(hidden_states.dtype)
@@ -477,9 +480,10 @@ class ArlowGroupedQueryAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`position_embeddings` are cos and sin (B, S, D). Returns the output (B, S, E) and the weights, if any."""
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)  # head counts differ under tensor parallelism
-        query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)  # [B, H, S, D]
-        key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query, key, value = project(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
+        query = self.q_norm(query.view(heads)).transpose(1, 2)  # [B, H, S, D]
+        key = self.k_norm(key.view(heads)).transpose(1, 2)
+        value = value.view(heads).transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -568,7 +572,8 @@ class ArlowMLP(nn.Module):
         self.dropout = config.mlp_dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        gate, up = project(x, (self.gate_proj, self.up_proj))
+        x = self.act_fn(gate) * up
         return self.down_proj(nn.functional.dropout(x, p=self.dropout, training=self.training))
 
 

@@ -1,0 +1,67 @@
+"""Several linear layers of one input as one matrix product, for inference: fewer, larger products.
+
+The layers stay what they are, by name, type and parameter: their weights are laid one behind the other in memory once,
+and the joint product reads them there. Whatever moves a weight elsewhere (another device, an adapter, training with
+sharded weights) parts them, and they are laid together again, or used one by one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+_lock = threading.Lock()
+
+
+def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tensor]:
+    """`[layer(x) for layer in layers]` for x (..., in): each (..., out of the layer), of a joint product as views."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not all(map(_is_plain, layers)):
+        return [layer(x) for layer in layers]
+    weight = _joint([layer.weight for layer in layers])
+    if weight is None or torch.is_autocast_enabled(x.device.type):
+        return [layer(x) for layer in layers]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    return nn.functional.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling the layer is its product and nothing else."""
+    watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
+    return type(layer) is nn.Linear and not watched and type(layer.weight) is nn.Parameter
+
+
+def _joint(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The weights (out_i, in) as one (sum of out, in), laid together if they are not; None where they do not fit."""
+    first = weights[0]
+    if not _adjoin(weights):
+        if any(w.dtype != first.dtype or w.device != first.device or not w.is_contiguous() for w in weights):
+            return None
+        if first.device.type == "meta" or first.is_inference():
+            return None
+        with _lock:
+            if not _adjoin(weights):  # another thread may have come first
+                _lay_together(weights)
+    return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))
+
+
+def _lay_together(weights: Sequence[torch.Tensor]) -> None:
+    with torch.inference_mode(False):  # what is made in that mode could never be trained again
+        together = torch.cat([w.detach() for w in weights])
+        for weight, part in zip(weights, together.split([len(w) for w in weights]), strict=True):
+            weight.data = part
+
+
+def _adjoin(weights: Sequence[torch.Tensor]) -> bool:
+    """Whether each weight begins in memory where the one before it ends, in one storage."""
+    storage = weights[0].untyped_storage().data_ptr()
+    at = weights[0].data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != at or weight.untyped_storage().data_ptr() != storage:
+            return False
+        at += weight.numel() * weight.element_size()
+    return True

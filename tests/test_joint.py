@@ -1,0 +1,114 @@
+"""Joint products: the same values, and weights that stay whose they are."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from tiny_models import tiny_causal_lm
+from torch import nn
+
+from arlow.joint import _adjoin, project
+
+
+def layers(bias: bool = False) -> nn.ModuleList:
+    torch.manual_seed(0)
+    return nn.ModuleList(nn.Linear(16, out, bias=bias) for out in (8, 4, 4))
+
+
+def weights(modules: nn.ModuleList) -> list[torch.Tensor]:
+    return [module.weight for module in modules]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_values_and_parameters_stay(bias, mode):
+    """One product gives what several give; parameters are the same objects with the same values, laid together."""
+    modules, x = layers(bias), torch.randn(2, 5, 16)
+    before = [(parameter, parameter.detach().clone()) for parameter in modules.parameters()]
+    expected = [module(x) for module in modules]
+    with mode():
+        for _ in range(2):
+            for actual, wanted in zip(project(x, modules), expected, strict=True):
+                torch.testing.assert_close(actual, wanted.detach())
+    assert _adjoin(weights(modules))
+    for (parameter, value), now in zip(before, modules.parameters(), strict=True):
+        assert parameter is now and torch.equal(parameter, value)
+    loss = sum(out.square().sum() for out in project(x, modules))  # and they can be trained on
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in modules.parameters())
+
+
+def test_a_changed_weight_is_seen():
+    """In place, replaced or moved: the next product uses the weights as they are."""
+    modules, x = layers(), torch.randn(3, 16)
+    with torch.no_grad():
+        project(x, modules)
+        modules[1].weight.mul_(2)
+        torch.testing.assert_close(project(x, modules)[1], modules[1](x))
+        modules[2].weight = nn.Parameter(torch.randn(4, 16))
+        torch.testing.assert_close(project(x, modules)[2], modules[2](x))
+        modules.double()
+        torch.testing.assert_close(project(x.double(), modules)[0], modules[0](x.double()))
+        twin = copy.deepcopy(modules)
+        twin[0].weight.zero_()
+        assert project(x.double(), twin)[0].abs().max() == 0 and project(x.double(), modules)[0].abs().max() > 0
+
+
+def test_other_layers_are_called():
+    """Hooks, replaced forwards, subclasses and mixed types are not passed by."""
+    x, seen = torch.randn(3, 16), []
+    with torch.no_grad():
+        modules = layers()
+        modules[0].register_forward_hook(lambda *args: seen.append("hook"))
+        project(x, modules)
+        modules = layers()
+        modules[1].forward = lambda x: seen.append("forward") or x
+        assert project(x, modules)[1] is x
+        modules = layers()
+        modules[1] = nn.Sequential(modules[1])
+        project(x, modules)
+        modules = layers()
+        modules[2].to(torch.bfloat16)
+        with pytest.raises(RuntimeError):
+            project(x, modules)
+    assert seen == ["hook", "forward"]
+
+
+def test_threads_may_come_at_once():
+    """Two threads that both find the weights apart give the right values."""
+    for _ in range(20):
+        modules, x = layers(), torch.randn(4, 16)
+        with torch.no_grad():
+            expected = [module(x) for module in modules]
+        wrong = []
+
+        def work(modules=modules, x=x, expected=expected, wrong=wrong):
+            with torch.no_grad():
+                got = project(x, modules)
+            wrong.extend(not torch.allclose(a, b, atol=1e-5) for a, b in zip(got, expected, strict=True))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(wrong) == 12 and not any(wrong)
+
+
+def test_files_stay(tmp_path):
+    """A model that has answered is saved as one that has not: names, shapes, values and size."""
+    from safetensors.torch import load_file
+
+    model = tiny_causal_lm()
+    model.save_pretrained(tmp_path / "before")
+    with torch.no_grad():
+        model(input_ids=torch.arange(5)[None])
+    assert _adjoin([getattr(model.model.layers[0].self_attn, f"{name}_proj").weight for name in "qkv"])
+    model.save_pretrained(tmp_path / "after")
+    before, after = (load_file(tmp_path / when / "model.safetensors") for when in ("before", "after"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    sizes = [(tmp_path / when / "model.safetensors").stat().st_size for when in ("before", "after")]
+    assert sizes[0] == sizes[1]
