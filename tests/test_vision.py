@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import arlow.attention
 import arlow.deformable
+import arlow.segments
 import arlow.vision
 from arlow import ArlowVisionConfig, ArlowVLVisionModel
-from arlow.vision import ArlowVisionAttention
 
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "upstream" / "vl_vision"
@@ -328,7 +328,7 @@ def test_time_matters_across_a_clip() -> None:
 
 def captured_masks(model, monkeypatch, **arguments) -> list:
     """The mask of every attention call of one forward."""
-    seen, real = [], arlow.vision.attention_function
+    seen, real = [], arlow.segments.attention_function
 
     def spy(backend):
         def attend(module, query, key, value, mask, **kwargs):
@@ -337,7 +337,7 @@ def captured_masks(model, monkeypatch, **arguments) -> list:
 
         return attend
 
-    monkeypatch.setattr(arlow.vision, "attention_function", spy)
+    monkeypatch.setattr(arlow.segments, "attention_function", spy)
     model(**arguments)
     return seen
 
@@ -360,7 +360,7 @@ def test_nothing_is_recomputed_per_layer(monkeypatch) -> None:
     def counts(depth: int) -> dict[str, int]:
         model = tiny_vision(depth=depth, deepstack_visual_indexes=[], **DEFORMABLE)
         modules = {
-            "patch_coordinates": arlow.vision, "windows": arlow.vision, "normalised_distances": arlow.deformable,
+            "patch_coordinates": arlow.segments, "windows": arlow.segments, "normalised_distances": arlow.deformable,
         }  # fmt: skip
         seen = dict.fromkeys(modules, 0)
         with monkeypatch.context() as patch:
@@ -446,15 +446,15 @@ def test_tiles_are_the_whole(grids: list[tuple[int, int, int]], fields: dict) ->
 
 
 def make_layout_of(model, grids):
-    grids = [arlow.vision.Grid(*grid) for grid in grids]
+    thw, grids = torch.tensor(grids), [arlow.segments.Grid(*grid) for grid in grids]
     states = torch.zeros(sum(t * h * w for t, h, w in grids), 1)
-    return arlow.vision.make_layout(model.config, model.rotary_emb, states, grids)
+    return arlow.segments.make_layout(model.config, model.rotary_emb, states, thw, grids)
 
 
 def test_bias_of_one_row_and_one_frame() -> None:
     """An axis of one place has no distance: no division by zero."""
     places = torch.tensor([[0, 0, 0], [0, 0, 1]])
-    distance = arlow.deformable.normalised_distances(places, places, arlow.vision.Grid(1, 1, 2))
+    distance = arlow.deformable.normalised_distances(places, places, arlow.segments.Grid(1, 1, 2))
     assert distance.tolist() == [[0.0, 1.0], [1.0, 0.0]]
 
 
@@ -482,7 +482,7 @@ def test_varlen_path_equals_dense(variant: str, monkeypatch) -> None:
     model = tiny_vision(**VARIANTS[variant])
     arguments, _ = items_of(model.config)
     dense = model(**arguments)
-    monkeypatch.setattr(arlow.vision, "backend_for", lambda *args, **kwargs: "flash_attn")
+    monkeypatch.setattr(arlow.segments, "backend_for", lambda *args, **kwargs: "flash_attn")
     monkeypatch.setattr(arlow.attention, "load_kernel", lambda name: loop_kernel)
     packed = model(**arguments)
     torch.testing.assert_close(packed.last_hidden_state, dense.last_hidden_state, rtol=1e-4, atol=1e-5)
@@ -613,16 +613,18 @@ def test_default_taps() -> None:
 
 def test_attention_stays_one_call_per_group(monkeypatch) -> None:
     """Equal segments side by side are attended in one call: eight images of one size, one call per block."""
-    calls = []
-    real = ArlowVisionAttention._grouped
+    calls, real = [], arlow.segments.attention_function
 
-    def spy(self, attend, query, key, value, groups, kwargs):
-        calls.append([(group.segments, group.length) for group in groups])
-        return real(self, attend, query, key, value, groups, kwargs)
+    def spy(backend):
+        def attend(module, query, *args, **kwargs):
+            calls.append((query.shape[0], query.shape[2]))
+            return real(backend)(module, query, *args, **kwargs)
 
-    monkeypatch.setattr(ArlowVisionAttention, "_grouped", spy)
+        return attend
+
+    monkeypatch.setattr(arlow.segments, "attention_function", spy)
     tiny_vision()(*random_images([(1, 4, 4)] * 8 + [(1, 2, 2)]))
-    assert calls == [[(8, 16), (1, 4)]] * 2
+    assert calls == [(8, 16), (1, 4)] * 2
 
 
 def test_patch_embedding_is_called_as_a_module(tmp_path: Path) -> None:

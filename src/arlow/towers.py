@@ -21,8 +21,9 @@ from .attention import FLASH
 from .checks import check_keywords
 from .configuration_tower import ArlowTowerConfig
 from .errors import message
+from .segments import read_media
 from .text import ArlowPreTrainedModel
-from .vision import ArlowVisionOutput, Grid, read_media
+from .vision import ArlowVisionOutput
 
 
 class ArlowTower(ArlowPreTrainedModel):
@@ -69,11 +70,9 @@ class ArlowTower(ArlowPreTrainedModel):
         """
         check_keywords(kwargs, ArlowTower.forward)
         kwargs.pop("return_dict", None)
-        rows: list[torch.Tensor] = []
-        grids: list[Grid] = []
-        for pixels, found in read_media(self.config, pixel_values, grid_thw, pixel_values_videos, video_grid_thw):
-            rows += pixels.split([t * h * w for t, h, w in found])
-            grids += found
+        media = read_media(self.config, pixel_values, grid_thw, pixel_values_videos, video_grid_thw)
+        grids = media.grids
+        rows = torch.cat(media.rows).split([t * h * w for t, h, w in grids])
         features: list[torch.Tensor] = [rows[0]] * len(rows)
         for size in dict.fromkeys((h, w) for _, h, w in grids):
             members = [i for i, (_, h, w) in enumerate(grids) if (h, w) == size]

@@ -9,11 +9,9 @@ Sources: ViT, arXiv 2010.11929; packing, NaViT 2307.06304; M-RoPE 2409.12191; De
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate, groupby, pairwise
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,13 +21,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import FLASH_KERNELS, Varlen, attention_function, backend_for, cumulative
-from .checks import check_keywords, check_media, check_rows
+from .checks import check_keywords
 from .configuration_arlow import ArlowVisionConfig
-from .configuration_tower import ArlowTowerConfig
-from .deformable import Tiles, attend_tiles, deformable_bias, make_tiles, tiles_pay
-from .errors import message
 from .rope import VisionRotary, rotate
+from .segments import Grid, Layout, attend_segments, make_layout, read_media
 from .text import ArlowPreTrainedModel
 
 
@@ -91,16 +86,13 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
         """
         check_keywords(kwargs, ArlowVLVisionModel.forward)
         media = read_media(self.config, pixel_values, grid_thw, pixel_values_videos, video_grid_thw)
-        grids = [grid for _, found in media for grid in found]
-        rows = [pixels for pixels, _ in media]
-        if visible is not None:
-            rows = select_rows(rows, visible)
+        rows = media.rows if visible is None else select_rows(media.rows, visible)
         hidden_states = torch.cat([self.patch_embed(pixels) for pixels in rows])  # [N, E]
         if self.config.use_progressive_patches:
-            coarse = coarse_embeddings(hidden_states, grids, self.config.spatial_merge_size, visible)
+            coarse = coarse_embeddings(hidden_states, media.grids, self.config.spatial_merge_size, visible)
             hidden_states = hidden_states + self.progressive_proj(coarse)
 
-        layout = make_layout(self.config, self.rotary_emb, hidden_states, grids, visible)
+        layout = make_layout(self.config, self.rotary_emb, hidden_states, media.thw, media.grids, visible)
         taps: list[torch.Tensor] = []
         for i, block in enumerate(self.blocks):
             hidden_states = block(hidden_states, layout, **kwargs)
@@ -111,172 +103,6 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
             pooler_output=self.merger(hidden_states) if visible is None else None,
             deepstack_features=taps or None,
         )
-
-
-class Grid(NamedTuple):
-    """Patches along each axis of one item."""
-
-    t: int
-    h: int
-    w: int
-
-
-class Segment(NamedTuple):
-    """Patches that attend to one another: an image, or a window of a video's frame groups."""
-
-    grid: Grid  # of its item
-    key: object  # equal where the distances between tokens are: windows of one length of equal items; None: unlike any
-    first: int  # row of the pack
-    length: int
-
-
-class Group(NamedTuple):
-    """Consecutive segments of one length, attended in one call, or tile by tile."""
-
-    segments: int
-    length: int
-    bias: torch.Tensor | None = None  # (1, 1, L, L) for all of them, or (segments, 1, L, L)
-    tiles: Tiles | None = None  # of each of them
-
-
-class Layout(NamedTuple):
-    cos: torch.Tensor  # (N, 1, D)
-    sin: torch.Tensor
-    backend: str
-    groups: list[Group]  # for the dense backends
-    lengths: list[int]  # for the flash kernels
-
-
-def make_layout(
-    config: ArlowVisionConfig,
-    rotary: VisionRotary,
-    hidden_states: torch.Tensor,
-    grids: list[Grid],
-    visible: torch.Tensor | None = None,
-) -> Layout:
-    """Everything the blocks need to know of the media, made once per forward. `visible` (V,): the rows there are, of
-    those that the grids describe."""
-    coordinates = torch.cat(
-        [patch_coordinates(grid, config.spatial_merge_size, hidden_states.device) for grid in grids]
-    )
-    coordinates = coordinates if visible is None else coordinates[visible]  # [N, 3]
-    segments = cut_segments(grids, config.temporal_window_size, visible)
-    dense = "deformable attention adds a bias" if config.use_deformable_attention else ""
-    backend = backend_for(config, hidden_states, config.head_dim, dense=dense)
-    cos, sin = rotary(coordinates, hidden_states.dtype)
-    groups = []
-    if backend not in FLASH_KERNELS:
-        tiled = backend == "sdpa"  # eager attention is there for its weights
-        groups = group_segments(segments, config, coordinates, hidden_states.dtype, tiled=tiled)
-    return Layout(cos[:, None], sin[:, None], backend, groups, [segment.length for segment in segments])
-
-
-def read_media(
-    config: ArlowVisionConfig | ArlowTowerConfig,
-    pixel_values: torch.Tensor | None,
-    grid_thw: torch.Tensor | None,
-    pixel_values_videos: torch.Tensor | None,
-    video_grid_thw: torch.Tensor | None,
-) -> list[tuple[torch.Tensor, list[Grid]]]:
-    """The rows an encoder was given with their grids, pictures before videos. Raises `ValueError` where there are none
-    or they do not fit."""
-    given = (
-        (("pixel_values", "grid_thw"), pixel_values, grid_thw),
-        (("pixel_values_videos", "video_grid_thw"), pixel_values_videos, video_grid_thw),
-    )
-    media = [(pixels, read_grids(pixels, thw, config, names)) for names, pixels, thw in given if pixels is not None]
-    if not media:
-        raise ValueError(message("pixel_values", None, "neither pixel_values nor pixel_values_videos was given"))
-    return media
-
-
-def read_grids(
-    pixels: torch.Tensor, thw: Any, config: ArlowVisionConfig | ArlowTowerConfig, names: tuple[str, str]
-) -> list[Grid]:
-    """Grids as Python numbers (the one look at the device), checked against the rows. `names`: of both arguments."""
-    rows_name, grid_name = names
-    check_media(pixels, thw, names)
-    square = config.in_channels * config.patch_size**2
-    widths = {"frame group": square * config.temporal_patch_size}
-    if rows_name == "pixel_values":
-        widths["still patch"] = square
-    if pixels.ndim != 2 or pixels.shape[1] not in widths.values():
-        wanted = " or ".join(f"{width} wide ({what})" for what, width in widths.items())
-        raise ValueError(message(rows_name, pixels, f"rows must be {wanted}"))
-    grids = [Grid(*row) for row in thw.tolist()]
-    merge = config.spatial_merge_size
-    for i, grid in enumerate(grids):
-        if min(grid) < 1 or grid.h % merge or grid.w % merge:
-            problem = f"needs positive sides, h and w in multiples of spatial_merge_size={merge}"
-            raise ValueError(message(f"{grid_name}[{i}]", list(grid), problem))
-    check_rows(pixels, sum(t * h * w for t, h, w in grids), names)
-    return grids
-
-
-def patch_coordinates(grid: Grid, merge: int, device: torch.device) -> torch.Tensor:
-    """(frame group, row, column) of every patch of an item, in packed order: (t*h*w, 3) int64."""
-    t, h, w = (torch.arange(side, device=device) for side in grid)
-    places = torch.stack(torch.meshgrid(t, h, w, indexing="ij"), dim=-1)  # [t, h, w, 3]
-    blocks = places.view(grid.t, grid.h // merge, merge, grid.w // merge, merge, 3)
-    return blocks.transpose(2, 3).reshape(-1, 3)
-
-
-def windows(grid: Grid, size: int | None) -> list[int]:
-    """Patches in each window of `size` consecutive frame groups of an item (`None`: one window)."""
-    size = size or grid.t
-    return [min(size, grid.t - t) * grid.h * grid.w for t in range(0, grid.t, size)]
-
-
-def cut_segments(grids: list[Grid], size: int | None, visible: torch.Tensor | None) -> list[Segment]:
-    """The windows of all items, of their visible patches only if not all are."""
-    cut = [(grid, length) for grid in grids for length in windows(grid, size)]
-    starts = [0, *accumulate(length for _, length in cut)]
-    if visible is not None:
-        starts = torch.searchsorted(visible, torch.tensor(starts, device=visible.device)).tolist()
-    return [
-        Segment(grid, (grid, length) if visible is None else None, first, end - first)
-        for (grid, length), (first, end) in zip(cut, pairwise(starts), strict=True)
-        if end > first
-    ]
-
-
-def group_segments(
-    segments: list[Segment],
-    config: ArlowVisionConfig,
-    coordinates: torch.Tensor,
-    dtype: torch.dtype,
-    *,
-    tiled: bool = True,
-) -> list[Group]:
-    """Runs of segments that one batched call can serve: equal lengths, and biases that are equal or of their own.
-
-    `coordinates` (N, 3) of all patches; `dtype` of the activations, which the biases get; `tiled`: whether segments
-    may be attended tile by tile.
-    """
-    biased = config.use_deformable_attention
-    made: dict[object, tuple[torch.Tensor | None, Tiles | None]] = {}  # one for all equal segments, heads and layers
-
-    def bias_of(segment: Segment) -> torch.Tensor:
-        places = coordinates[segment.first : segment.first + segment.length]
-        return deformable_bias(places, segment.grid, config).to(dtype)
-
-    groups = []
-    for (length, key), run in groupby(segments, key=lambda s: (s.length, s.key if biased else None)):
-        members = list(run)
-        if not biased:
-            groups.append(Group(len(members), length))
-        elif key is None:
-            groups.append(Group(len(members), length, torch.stack([bias_of(each) for each in members])[:, None]))
-        else:
-            if key not in made:
-                first = members[0]
-                if tiled and tiles_pay(length, first.grid, config):
-                    places = coordinates[first.first : first.first + length]
-                    made[key] = None, make_tiles(places, first.grid, config, dtype)
-                else:
-                    made[key] = bias_of(first)[None, None], None
-            groups.append(Group(len(members), length, *made[key]))
-    return groups
 
 
 def select_rows(rows: list[torch.Tensor], visible: torch.Tensor) -> list[torch.Tensor]:
@@ -381,51 +207,11 @@ class ArlowVisionAttention(nn.Module):
         self, hidden_states: torch.Tensor, layout: Layout, **kwargs: Any
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """Returns the output (N, E) and, with eager attention, the weights of each group (segments, H, L, L)."""
-        query, key, value = self.qkv(hidden_states).view(len(hidden_states), 3, -1, self.head_dim).unbind(1)
-        query, key = rotate(query, layout.cos, layout.sin), rotate(key, layout.cos, layout.sin)  # [N, H, D]
-        attend = attention_function(layout.backend)
-        if layout.backend in FLASH_KERNELS:
-            output, weights = self._packed(attend, query, key, value, layout.lengths)
-        else:
-            output, weights = self._grouped(attend, query, key, value, layout.groups, kwargs)
+        both, value = self.qkv(hidden_states).view(len(hidden_states), 3, -1, self.head_dim).split((2, 1), dim=1)
+        query, key = rotate(both, layout.cos[:, None], layout.sin[:, None]).unbind(1)  # [N, H, D]
+        value = value[:, 0]
+        output, weights = attend_segments(self, query, key, value, layout, **kwargs)
         return self.proj(output.flatten(1)), weights  # [N, E]
-
-    def _grouped(
-        self,
-        attend: Callable,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        groups: list[Group],
-        kwargs: dict,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """One batched call per group of equal segments."""
-        outputs, weights = [], []
-        # Split, not sliced: the gradient of a slice is as large as the whole.
-        sizes = [group.segments * group.length for group in groups]
-        for group, *parts in zip(groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
-            batch = [
-                part.view(group.segments, group.length, -1, self.head_dim).transpose(1, 2)  # [G, H, L, D]
-                for part in parts
-            ]
-            options = {"scaling": self.scaling, "dropout": 0.0, "is_causal": False, **kwargs}
-            if group.tiles is None:
-                output, weight = attend(self, *batch, group.bias, **options)
-            else:
-                output, weight = attend_tiles(partial(attend, self, **options), *batch, group.tiles), None
-            outputs.append(output.flatten(0, 1))  # [G*L, H, D]
-            weights.append(weight)
-        return torch.cat(outputs), tuple(weights) if weights[0] is not None else None
-
-    def _packed(
-        self, attend: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]
-    ) -> tuple[torch.Tensor, None]:
-        """All segments in one call of a variable-length kernel."""
-        ends = cumulative(torch.tensor(lengths, device=query.device))
-        plan = Varlen(None, None, ends, ends, max(lengths), max(lengths))
-        batch = [x.transpose(0, 1)[None] for x in (query, key, value)]  # [1, H, N, D]
-        output, _ = attend(self, *batch, plan, scaling=self.scaling)
-        return output[0], None  # [N, H, D]
 
 
 class ArlowPatchMerger(nn.Module):

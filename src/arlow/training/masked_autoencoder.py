@@ -26,8 +26,9 @@ from transformers.utils import ModelOutput
 from ..configuration_arlow import ArlowVisionConfig
 from ..errors import message, value_errors
 from ..rope import VisionRotary
+from ..segments import Grid, make_layout
 from ..text import ArlowPreTrainedModel
-from ..vision import ArlowVisionBlock, ArlowVLVisionModel, Grid, make_layout, select_rows
+from ..vision import ArlowVisionBlock, ArlowVLVisionModel, select_rows
 
 
 VARIANCE_FLOOR = 1e-6  # of a patch's pixels: a flat patch is divided by a thousandth
@@ -164,21 +165,27 @@ class MaskedAutoencoder(ArlowPreTrainedModel):
             "video_grid_thw": video_grid_thw,
         }
         encoded = self.tower(**media, visible=visible).last_hidden_state  # [V, E]
-        grids = [Grid(*row) for each in (grid_thw, video_grid_thw) if each is not None for row in each.tolist()]
-        predictions = self._decode(encoded, visible, masked, grids)  # [K, C*T*P*P]
+        thw = torch.cat([each for each in (grid_thw, video_grid_thw) if each is not None])
+        grids = [Grid(*row) for row in thw.tolist()]
+        predictions = self._decode(encoded, visible, masked, thw, grids)  # [K, C*T*P*P]
         rows = [each for each in (pixel_values, pixel_values_videos) if each is not None]
         target = normalise(self.true_rows(rows, masked))
         errors = (predictions.float() - target).square().mean(dim=1)  # [K]
         return MaskedAutoencoderOutput(mean_over_items(errors, masked, grids), predictions)
 
     def _decode(
-        self, encoded: torch.Tensor, visible: torch.Tensor, masked: torch.Tensor, grids: list[Grid]
+        self,
+        encoded: torch.Tensor,
+        visible: torch.Tensor,
+        masked: torch.Tensor,
+        thw: torch.Tensor,
+        grids: list[Grid],
     ) -> torch.Tensor:
         """The pixels of the masked rows, (K, C*T*P*P)."""
         known = self.decoder_embed(self.encoder_norm(encoded))  # [V, D]
         count = sum(t * h * w for t, h, w in grids)
         hidden_states = self.mask_token.to(known.dtype).expand(count, -1).index_copy(0, visible, known)  # [N, D]
-        layout = make_layout(self.decoder_config, self.decoder_rotary, hidden_states, grids)
+        layout = make_layout(self.decoder_config, self.decoder_rotary, hidden_states, thw, grids)
         for block in self.decoder_blocks:
             hidden_states = block(hidden_states, layout)
         return self.decoder_head(self.decoder_norm(hidden_states[masked]))
