@@ -8,6 +8,7 @@ import math
 from itertools import pairwise, product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import disk_offload
@@ -20,7 +21,7 @@ import arlow.attention
 import arlow.deformable
 import arlow.segments
 import arlow.vision
-from arlow import ArlowVisionConfig, ArlowVLVisionModel
+from arlow import ArlowImageProcessor, ArlowVideoProcessor, ArlowVisionConfig, ArlowVLVisionModel
 
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "upstream" / "vl_vision"
@@ -639,3 +640,24 @@ def test_patch_embedding_is_called_as_a_module(tmp_path: Path) -> None:
     assert calls == [1]
     disk_offload(model, tmp_path, execution_device="cpu")
     torch.testing.assert_close(model(pixels, grid).pooler_output, expected)
+
+
+@pytest.mark.parametrize("kind", ["images", "videos"])
+@pytest.mark.parametrize("mean, std", [(0.5, 0.5), ([0.48, 0.45, 0.4], [0.26, 0.27, 0.28])])
+@torch.no_grad()
+def test_uint8_rows_are_normalised_by_the_encoder(kind: str, mean: object, std: object) -> None:
+    """Samples and their normalised values give the same features, of pictures and of clips."""
+    options = {"patch_size": 4, "min_pixels": 64, "max_pixels": 4096, "image_mean": mean, "image_std": std}
+    model = tiny_vision(patch_size=4, image_mean=mean, image_std=std)
+    rng = np.random.default_rng(0)
+    if kind == "images":
+        processor, media = ArlowImageProcessor(**options), [rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)] * 2
+    else:
+        processor = ArlowVideoProcessor(**options, do_sample_frames=False)
+        media = [rng.integers(0, 256, (5, 40, 56, 3), dtype=np.uint8)]
+    values, samples = (processor(media, return_tensors="pt", output_dtype=name) for name in ("float32", "uint8"))
+    rows = processor.model_input_names[0]
+    assert samples[rows].dtype == torch.uint8 and samples[rows].shape == values[rows].shape
+    names = ("pixel_values", "grid_thw") if kind == "images" else ("pixel_values_videos", "video_grid_thw")
+    first, second = (model(**dict(zip(names, each.values(), strict=True))).pooler_output for each in (values, samples))
+    torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-5)

@@ -272,6 +272,10 @@ class ArlowVisionConfig(ArlowConfigBase):
     use_progressive_patches: bool = False
     token_pruning_ratio: float | int = 0.0  # share of an image's tokens that the decoder does not get: see `pruning`
     deepstack_visual_indexes: Any = None  # list of blocks; default: see `_deepstack_indexes`
+    image_mean: Any = (
+        0.5  # of uint8 rows, which the encoder normalises: the processor's; one number or one per channel
+    )
+    image_std: Any = 0.5
     initializer_range: float | int = 0.02  # standard deviation
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -280,6 +284,7 @@ class ArlowVisionConfig(ArlowConfigBase):
         # This config has no `rope_parameters`: its theta is a plain field.
         self._check_keywords(kwargs)
         self._check_sizes()
+        self._check_normalisation()
         self._check_attention()
         self.deepstack_visual_indexes = self._deepstack_indexes()
         super().__post_init__(**kwargs)
@@ -310,6 +315,15 @@ class ArlowVisionConfig(ArlowConfigBase):
         self._check("rope_theta", is_positive(self.rope_theta), "must be positive")
         self._check("hidden_act", self.hidden_act in ACT2FN, "is no activation that Transformers knows")
         self.mrope_sections = self._check_sections(self.mrope_sections, self.head_dim)
+
+    def _check_normalisation(self) -> None:
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            each = list(value) if isinstance(value, (list, tuple)) else [value]
+            self._check(name, len(each) in (1, self.in_channels), "must be one number or one per channel")
+            self._check(name, all(map(is_number, each)), "must be finite")
+            self._check(name, name == "image_mean" or min(each) > 0, "must be positive")
+            setattr(self, name, each if isinstance(value, (list, tuple)) else value)
 
     def _check_attention(self) -> None:
         if self.temporal_window_size is not None:

@@ -217,13 +217,14 @@ class Options:
 
     def unpack(self, rows: torch.Tensor, grid: tuple[int, int, int]) -> np.ndarray:
         """Rows of pixel values back as frames, see `unpack_rows`."""
-        normalised = self["do_normalize"]
+        samples = rows.dtype == torch.uint8  # which the encoder normalises
+        normalised = self["do_normalize"] and not samples
         return unpack_rows(
             rows.numpy(),
             grid,
             patch_size=self["patch_size"],
             merge_size=self["merge_size"],
-            scale=self["rescale_factor"] if self["do_rescale"] else 1.0,
+            scale=self["rescale_factor"] if self["do_rescale"] and not samples else 1.0,
             mean=self["image_mean"] if normalised else 0.0,
             std=self["image_std"] if normalised else 1.0,
         )

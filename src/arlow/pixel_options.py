@@ -74,6 +74,7 @@ class PixelKwargs(RowKwargs, total=False):
     do_normalize: bool | None
     image_mean: Any  # one number or one per channel, after rescaling
     image_std: Any
+    output_dtype: str | None  # "uint8": samples in 0..255, a quarter of the bytes, which the encoder normalises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +93,14 @@ class PixelOptions:
     do_normalize: bool
     image_mean: float | tuple[float, ...]
     image_std: float | tuple[float, ...]
+    output_dtype: str
     do_convert_rgb: bool
     input_data_format: Any
     value_range: Any
 
-    CHOICES = {"input_data_format": INPUT_FORMATS, "value_range": VALUE_RANGES}
+    CHOICES = {
+        "input_data_format": INPUT_FORMATS, "value_range": VALUE_RANGES, "output_dtype": ("float32", "uint8"),
+    }  # fmt: skip
     sample_dtype = np.uint8  # of resized pictures
 
     def __post_init__(self) -> None:
@@ -163,7 +167,9 @@ class PixelOptions:
         return np.asarray(picture.image.resize((width, height), self.resample))
 
     def values(self, packed: Sequence[np.ndarray]) -> np.ndarray:
-        """Packed rows (N_i, 3*K) uint8 of several media as the (N, 3*K) float32 that the encoder takes."""
+        """Packed rows (N_i, 3*K) uint8 of several media as the (N, 3*K) that the encoder takes, of `output_dtype`."""
+        if self.output_dtype == "uint8":
+            return np.concatenate(packed)
         out = np.empty((sum(map(len, packed)), packed[0].shape[1]), dtype=np.float32)
         places = np.split(out, np.cumsum([len(rows) for rows in packed[:-1]]))
         in_threads(lambda each: self.normalise(each[0], out=each[1]), list(zip(packed, places, strict=True)))
@@ -217,6 +223,7 @@ class PixelProcessor(BaseImageProcessor):
     do_rescale = True
     rescale_factor = 1 / 255
     do_normalize = True
+    output_dtype = "float32"
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
     do_convert_rgb = True

@@ -126,6 +126,7 @@ class TowerOptions(PixelOptions):
 
     tower_processor: dict
 
+    CHOICES = PixelOptions.CHOICES | {"output_dtype": ("float32",)}
     sample_dtype = np.float32  # type: ignore[assignment]  # normalised already, where Arlow's own keep uint8
 
     @property

@@ -153,9 +153,11 @@ class ArlowPatchEmbed(nn.Module):
         super().__init__()
         kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
         self.proj = _RowProjection(config.in_channels, config.embed_dim, kernel_size=kernel, stride=kernel, bias=False)
+        self.proj.config = config
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(patches, C*P*P), one still frame, or (patches, C*T*P*P) -> (patches, E)."""
+        """(patches, C*P*P), one still frame, or (patches, C*T*P*P) -> (patches, E). Rows are normalised floats, or
+        uint8 samples, whose normalisation is part of the product."""
         return self.proj(pixels)
 
 
@@ -163,12 +165,23 @@ class _RowProjection(nn.Conv3d):
     """A convolution whose stride is its kernel, as one matrix product over rows. It is initialised, stored and named
     like a convolution, and called as a module: offloading, hooks and adapters find it."""
 
+    config: ArlowVisionConfig
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         flat = self.weight.flatten(1)  # [E, C*T*P*P]
         if pixels.shape[1] != flat.shape[1]:
             # A still row stands for T equal frames: the kernel summed over T gives the same.
             flat = self.weight.sum(dim=2).flatten(1)  # [E, C*P*P]
-        return nn.functional.linear(pixels.to(flat.dtype), flat)
+        if pixels.dtype != torch.uint8:
+            return nn.functional.linear(pixels.to(flat.dtype), flat)
+        # w (x / 255 - mean) / std = (w / 255 std) x - w mean / std
+        mean, std = (
+            torch.tensor(each, dtype=flat.dtype, device=flat.device)
+            .expand(self.in_channels)
+            .repeat_interleave(flat.shape[1] // self.in_channels)
+            for each in (self.config.image_mean, self.config.image_std)
+        )
+        return nn.functional.linear(pixels.to(flat.dtype), flat / (255 * std), -(flat @ (mean / std)))
 
 
 class ArlowVisionBlock(GradientCheckpointingLayer):

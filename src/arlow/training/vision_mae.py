@@ -126,7 +126,9 @@ def train(recipe: Recipe) -> Path:
     """
     torch.manual_seed(recipe.seed)
     model = make_model(recipe)
-    processing = make_processing(recipe, model.config.vision_config)
+    vision = model.config.vision_config
+    processing = make_processing(recipe, vision)
+    vision.image_mean, vision.image_std = processing.image.image_mean, processing.image.image_std
     bad_samples = BadSamples(recipe.output_dir / LIST_NAME, limit=recipe.bad_samples_limit)
     opened = open_sources(recipe)
     loaders = make_loaders(recipe, processing)
