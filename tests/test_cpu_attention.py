@@ -56,7 +56,7 @@ def test_equals_attention_written_out(batch, groups, width, queries, more, kind,
         mask = torch.rand(shape[kind], generator=rng) < 0.6
         mask[..., 0] = True
     with torch.no_grad():
-        actual = cpu_attention.attend(query, key, value, mask, scaling=0.3, causal=causal)
+        actual = cpu_attention.attend_on_cpu(query, key, value, mask, scaling=0.3, causal=causal)
     assert actual.shape == (batch, queries, heads, size) and actual.is_contiguous()
     expected = written_out(query, key, value, mask, scaling=0.3, causal=causal)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
@@ -69,7 +69,7 @@ def test_bfloat16_is_off_by_its_rounding(causal):
     query, key, value = (torch.randn(1, 4, 700, 64).bfloat16() for _ in range(3))
     exact = written_out(query, key, value, None, scaling=0.125, causal=causal)
     with torch.no_grad():
-        ours = cpu_attention.attend(query, key, value, None, scaling=0.125, causal=causal)
+        ours = cpu_attention.attend_on_cpu(query, key, value, None, scaling=0.125, causal=causal)
     fused = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal).transpose(1, 2)
     errors = [(x.double() - exact).square().mean().sqrt().item() for x in (ours, fused)]
     assert errors[0] < 0.004 * exact.square().mean().sqrt().item() + 2 * errors[1]
@@ -77,7 +77,7 @@ def test_bfloat16_is_off_by_its_rounding(causal):
 
 def test_gradients_and_dropout_take_the_fused_kernel(monkeypatch):
     """Where gradients are wanted, or weights are dropped, it is Transformers' function that runs."""
-    monkeypatch.setattr(cpu_attention, "attend", lambda *args, **kwargs: pytest.fail("no gradient here"))
+    monkeypatch.setattr("arlow.attention.attend_on_cpu", lambda *args, **kwargs: pytest.fail("no gradient here"))
     module = SimpleNamespace(is_causal=True, num_key_value_groups=1, training=True)
     query, key, value = (torch.randn(1, 2, 1, 8, requires_grad=True) for _ in range(3))
     output, _ = sdpa_attention(module, query, key, value, None, scaling=1.0)

@@ -339,6 +339,7 @@ CHANGED = {
     "pan_and_scan_min_ratio_to_activate": 2,
     "max_tokens_per_image": 77,
     "token_pruning_ratio": 0.25,
+    "output_dtype": "uint8",
     "input_data_format": "channels_first",
     "value_range": "0..255",
 }

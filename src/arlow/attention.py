@@ -21,9 +21,9 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
-from . import cpu_attention
 from ._compat import torch_varlen_kernel
 from .configuration_arlow import ArlowTextConfig
+from .cpu_attention import attend_on_cpu, pays
 from .errors import message
 from .extras import need
 from .positions import sequence_ids
@@ -140,9 +140,9 @@ def sdpa_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """PyTorch's fused attention as Transformers calls it, or what is faster on a CPU."""
-    if cpu_attention.pays(query, dropout) and not kwargs.get("output_attentions"):
+    if pays(query, dropout) and not kwargs.get("output_attentions"):
         causal = module.is_causal if is_causal is None else is_causal
-        return cpu_attention.attend(query, key, value, attention_mask, scaling=scaling, causal=causal), None
+        return attend_on_cpu(query, key, value, attention_mask, scaling=scaling, causal=causal), None
     return ALL_ATTENTION_FUNCTIONS["sdpa"](
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs
     )

@@ -18,14 +18,14 @@ LEAST = 512  # queries from which blocks win
 
 
 def pays(query: torch.Tensor, dropout: float) -> bool:
-    """Whether `attend` is the faster way for these queries (B, H, S, D)."""
+    """Whether `attend_on_cpu` is the faster way for these queries (B, H, S, D)."""
     if query.device.type != "cpu" or dropout or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     count = query.shape[2]
     return count == 1 or (query.dtype == torch.bfloat16 and count >= LEAST)
 
 
-def attend(
+def attend_on_cpu(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
