@@ -96,7 +96,7 @@ class PixelOptions:
     value_range: Any
 
     CHOICES = {"input_data_format": INPUT_FORMATS, "value_range": VALUE_RANGES}
-    sample_dtype = np.uint8  # of resized pictures
+    sample_dtype = "uint8"  # of resized pictures
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -126,7 +126,7 @@ class TowerOptions(PixelOptions):
 
     tower_processor: dict
 
-    sample_dtype = np.float32  # type: ignore[assignment]  # normalised already, where Arlow's own keep uint8
+    sample_dtype = "float32"  # normalised already, where Arlow's own keep uint8
 
     @property
     def _images(self) -> TowerImages:
