@@ -48,7 +48,7 @@ COUNTS = {
     "text": 8,
     "caption": 4,
     "sheet": 3,
-    "plain_sheet": 3,
+    "single": 3,
     "plain_picture": 3,
     "plain_two_images": 2,
     "plain_text": 2,
@@ -140,7 +140,7 @@ def test_rows_are_conversations_whose_media_open(written: Path) -> None:
     for split in ("train", "test"):
         captions = rows_of(written / split / "captions.jsonl")
         assert [row["types"] for row in captions] == [["caption"]] * COUNTS["caption"]
-        names = ("sheets", "plain_sheets", "plain")
+        names = ("sheets", "singles", "plain")
         sheets = [row for name in names for row in rows_of(written / split / f"{name}.jsonl")]
         rows = rows_of(written / split / "data.jsonl") + captions + sheets
         assert len(rows) == sum(COUNTS.values()) - COUNTS["texts"]
@@ -348,7 +348,7 @@ def test_yes_and_no_are_balanced_in_training_too(monkeypatch: pytest.MonkeyPatch
 def test_unseen_pairs_are_never_named_in_training() -> None:
     """No question, answer, caption or document of training names a held-out pair; their parts are all named."""
     texts = list(pretraining_texts("train", count=3000))
-    for task in ("picture", "two_images", "text", "caption", "sheet", "plain_sheet", "plain_picture"):
+    for task in ("picture", "two_images", "text", "caption", "sheet", "single", "plain_picture"):
         for seed in range(250):
             for turn in make_sample(task, split="train", seed=seed).turns:
                 texts.append(f"{turn.question} {turn.answer}")

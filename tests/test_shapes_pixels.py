@@ -18,6 +18,7 @@ from shapes_reader import Seen, answer, colour_word, read_picture
 from arlow.data import make_sample, samples, scenes
 from arlow.data.digits import digit_mask, load_scans, scans_of
 from arlow.data.samples import Clip, Picture, Sample
+from arlow.data.sheets import draw_sheet
 from arlow.media import load_picture
 from arlow.video_reader import open_video
 
@@ -74,18 +75,17 @@ def test_picture_answers_are_what_the_pixels_show(clean: None, split: str) -> No
     assert min(asked.values()) >= 20
 
 
-@pytest.mark.parametrize("task", ["sheet", "plain_sheet"])
-def test_sheets_are_read_row_by_row(clean: None, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(2, 3), (1, 1)])
+def test_sheets_are_read_row_by_row(clean: None, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every word of the answer names the shape in its place of the grid."""
     monkeypatch.setattr("arlow.data.sheets.finish", lambda rng, canvas: np.asarray(canvas))
-    monkeypatch.setattr("arlow.data.sheets.GRIDS", ((2, 3),))
     monkeypatch.setattr("arlow.data.sheets.LEAST_TILE", 120)
-    shapes = 0
-    for seed in range(20):
-        sample = make_sample(task, split="train", seed=seed)
-        tiles = pixels_of(sample.media[0]).reshape(2, 120, 3, 120, 3).transpose(0, 2, 1, 3, 4).reshape(6, 120, 120, 3)
-        words = re.split("[,;] ", sample.turns[0].answer)
-        assert len(words) == 6 and sample.turns[0].answer.count(";") == 1
+    shapes, count = 0, rows * columns
+    for seed in range(120 // count):
+        pixels, answer = draw_sheet(random.Random(seed), "train", grids=((rows, columns),))
+        tiles = pixels.reshape(rows, 120, columns, 120, 3).transpose(0, 2, 1, 3, 4).reshape(count, 120, 120, 3)
+        words = re.split("[,;] ", answer)
+        assert len(words) == count and answer.count(";") == rows - 1
         for tile, word in zip(tiles, words, strict=True):
             if not word.isdigit():
                 (seen,) = read_picture(tile)

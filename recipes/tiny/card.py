@@ -30,7 +30,7 @@ STEPS = {
     "data": "data, drawn from a seed",
     "text": "text pretraining",
     "vision-mae": "masked autoencoding",
-    "align": "alignment on plain sheets",
+    "align": "alignment on pictures of one thing and plain questions",
     "captions": "fine-tuning on sheets, captions and plain questions",
     "finetune": "fine-tuning on questions",
     "eval-test": "scoring on the test split, with controls",

@@ -101,7 +101,7 @@ class PixelOptions:
     CHOICES = {
         "input_data_format": INPUT_FORMATS, "value_range": VALUE_RANGES, "output_dtype": ("float32", "uint8"),
     }  # fmt: skip
-    sample_dtype = np.uint8  # of resized pictures
+    sample_dtype = "uint8"  # of resized pictures
 
     def __post_init__(self) -> None:
         for field in fields(self):

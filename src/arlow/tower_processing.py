@@ -127,7 +127,7 @@ class TowerOptions(PixelOptions):
     tower_processor: dict
 
     CHOICES = PixelOptions.CHOICES | {"output_dtype": ("float32",)}
-    sample_dtype = np.float32  # type: ignore[assignment]  # normalised already, where Arlow's own keep uint8
+    sample_dtype = "float32"  # normalised already, where Arlow's own keep uint8
 
     @property
     def _images(self) -> TowerImages:

@@ -49,7 +49,7 @@ from .scenes import (
     side_of,
     stands_out,
 )
-from .sheets import draw_sheet
+from .sheets import GRIDS, SINGLE, draw_sheet
 from .text_questions import draw_text_turns, unknown_turn
 from .wordings import CAPTION, SHEET, ask, vary
 
@@ -467,9 +467,9 @@ def make_caption(rng: random.Random, split: str, most: int) -> Sample:
     return Sample([media], [Turn("caption", CAPTION[form].format(f"the {name}"), answer)])
 
 
-def make_sheet(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
+def make_sheet(rng: random.Random, split: str, most: int, *, grids: Sequence[tuple[int, int]] = GRIDS) -> Sample:
     """A sheet of little pictures, read row by row."""
-    pixels, answer = draw_sheet(rng, split, plain=plain)
+    pixels, answer = draw_sheet(rng, split, grids=grids)
     return Sample([shoot(rng, pixels)], [Turn("sheet", vary(rng, rng.choice(SHEET)), answer)])
 
 
@@ -487,8 +487,8 @@ MAKERS: dict[str, Callable[[random.Random, str, int], Sample]] = {
     "text": make_text,
     "caption": make_caption,
     "sheet": make_sheet,
-    # Of whole, upright shapes on one colour: first lessons.
-    "plain_sheet": partial(make_sheet, plain=True),
+    # First lessons: one thing alone; whole, upright shapes on one colour.
+    "single": partial(make_sheet, grids=SINGLE),
     "plain_picture": partial(make_picture, plain=True),
     "plain_two_images": partial(make_two_images, plain=True),
     "plain_text": make_text,
