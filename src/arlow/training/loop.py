@@ -33,6 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 from .._compat import share_among_cpus
 from ..data.bad_samples import TooManyBadSamples
 from ..errors import cut, message, refuse_unknown, shorten
+from ..text import ArlowDecoderLayer
 from .muon import make_muon
 from .recipe import CommonRecipe, write_recipe
 
@@ -214,6 +215,8 @@ def run(
     checkpoint = check_output(recipe, model, record=record)
     if arguments.fsdp_plugin_args is not None:
         arguments.fsdp_plugin_args.setdefault("transformer_cls_names_to_wrap", _whole_modules(model))
+    if recipe.compile:
+        compile_model(model)
     trainer = (trainer_class or ArlowTrainer)(
         model=model,
         args=arguments,
@@ -270,6 +273,14 @@ def _last_line(error: Exception) -> str:
     """What an error says; one from a loader process says it under a traceback, after the name of its class."""
     text = str(error).strip()
     return text if "Traceback (most recent call last)" not in text else text.splitlines()[-1].partition(": ")[2]
+
+
+def compile_model(model: PreTrainedModel) -> None:
+    """Has the decoder's layers compiled when they are first used: one graph for all of them and for any length, without
+    the vision encoder, whose work is cut by the sizes of the pictures. A model that has none is compiled whole."""
+    layers = [module for module in model.modules() if isinstance(module, ArlowDecoderLayer)]
+    for module in layers or [model]:
+        module.compile(dynamic=True if layers else None)
 
 
 def _whole_modules(model: PreTrainedModel) -> str:
@@ -334,7 +345,6 @@ def _options(recipe: CommonRecipe, *, evaluate: bool) -> dict[str, Any]:
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
         "activation_checkpointing": recipe.gradient_checkpointing,
-        "torch_compile": recipe.compile,
         # Without the word, several processes on CPUs would not find each other.
         "use_cpu": recipe.device == "cpu" or not torch.accelerator.is_available(),
         "dataloader_num_workers": recipe.workers,

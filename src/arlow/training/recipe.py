@@ -88,7 +88,7 @@ class CommonRecipe(BaseModel):
         "sdpa", description="attention backend"
     )
     gradient_checkpointing: bool = Field(False, description="less memory: activations are computed again backwards")
-    compile: bool = Field(False, description="torch.compile the model")
+    compile: bool = Field(False, description="torch.compile the decoder's layers, or all of a model without")
     device: Literal["auto", "cpu"] = Field("auto", description="cpu: even where there is a GPU")
 
     # Data loading
