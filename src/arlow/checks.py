@@ -266,7 +266,7 @@ def check_media(pixels: torch.Tensor | None, grid: torch.Tensor | None, names: t
             raise TypeError(message(name, value, "must be a tensor", 'call the processor with return_tensors="pt"'))
     if pixels is not None and grid is None:
         raise ValueError(message(names[1], grid, f"{names[0]} needs it: patches along t, h, w of every item"))
-    if grid is not None and (grid.ndim != 2 or grid.shape[1] != 3 or not len(grid) or grid.is_floating_point()):
+    if grid is not None and (grid.ndim != 2 or grid.shape[1] != 3 or grid.shape[0] == 0 or grid.is_floating_point()):
         wanted = "must be integers (items, 3): patches along t, h, w of every item, one item at least"
         raise ValueError(message(names[1], grid, wanted))
 
@@ -294,5 +294,5 @@ def check_features(kind: str, pieces: Any, taps: Any, *, width: int, count: int)
 
 def check_rows(pixels: torch.Tensor, rows: int, names: tuple[str, str]) -> None:
     """As many rows of pixels as the grids describe. `names`: of both arguments."""
-    if len(pixels) != rows:
+    if pixels.shape[0] != rows:
         raise ValueError(message(names[0], pixels, f"has {len(pixels)} rows, but {names[1]} describes {rows}"))

@@ -61,13 +61,22 @@ class Group(NamedTuple):
     tiles: Tiles | None = None  # of each of them
 
 
+class Traced(NamedTuple):
+    """What the operator of a traced graph makes the groups from when it runs."""
+
+    thw: torch.Tensor  # (items, 3) on the CPU
+    merge: int
+    window: int  # frame groups; 0: all
+    near: torch.Tensor | None  # radius and strength of deformable attention; as numbers a graph of any size has none
+
+
 class Layout(NamedTuple):
     cos: torch.Tensor  # (N, 1, D)
     sin: torch.Tensor
     backend: str
     groups: list[Group]  # for the dense backends
     lengths: list[int]  # for the flash kernels
-    thw: torch.Tensor | None = None  # (items, 3) on the CPU, of a traced forward, instead of both
+    traced: Traced | None = None  # of a forward that becomes a graph, instead of both
 
 
 # What was given
@@ -140,14 +149,14 @@ def make_layout(
     `hidden_states` (N, E), or (V, E) of the `visible` (V,) rows of those that the grids describe; `thw` and `grids` as
     in `Media`.
     """
-    count = len(hidden_states) if visible is None else sum(t * h * w for t, h, w in grids)
+    count = hidden_states.shape[0] if visible is None else sum(t * h * w for t, h, w in grids)
     coordinates = patch_coordinates(thw.to(hidden_states.device), count, config.spatial_merge_size)  # [N, 3]
     coordinates = coordinates if visible is None else coordinates[visible]
     dense = "deformable attention adds a bias" if config.use_deformable_attention else ""
     backend = backend_for(config, hidden_states, config.head_dim, dense=dense)
     cos, sin = (table[:, None] for table in rotary(coordinates, hidden_states.dtype))
     if is_traced():
-        return Layout(cos, sin, backend, [], [], thw.cpu())
+        return Layout(cos, sin, backend, [], [], _trace(config, thw))
     segments = cut_segments(grids, config.temporal_window_size, visible)
     groups = []
     if backend not in FLASH_KERNELS:
@@ -159,7 +168,7 @@ def make_layout(
 def patch_coordinates(thw: torch.Tensor, count: int, merge: int) -> torch.Tensor:
     """(frame group, row, column) of every patch of all items, in packed order: (N, 3) int64. `count` is N."""
     sizes = thw.prod(dim=1)
-    items = torch.arange(len(thw), device=thw.device)
+    items = torch.arange(thw.shape[0], device=thw.device)
     item = torch.repeat_interleave(items, sizes, output_size=count)  # [N]
     _, height, width = thw[item].unbind(1)
     place = torch.arange(count, device=thw.device) - (sizes.cumsum(0) - sizes)[item]  # in its item
@@ -239,8 +248,8 @@ def attend_segments(
 
     Returns the output and, of the backends that keep them, the weights of each group (segments, H, L, L).
     """
-    if layout.thw is not None:
-        return _traced(query, key, value, layout.thw, *_settings(module, layout.backend)), None
+    if layout.traced is not None:
+        return _traced(query, key, value, *layout.traced, layout.backend), None
     attend = attention_function(layout.backend)
     if layout.backend in FLASH_KERNELS:
         ends = cumulative(torch.tensor(layout.lengths, device=query.device))
@@ -273,17 +282,12 @@ def is_traced() -> bool:
     return torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not torch.is_grad_enabled())
 
 
-def _settings(module: Any, backend: str) -> tuple[int, int, float, float, float, str]:
-    config = module.config
-    near = config.use_deformable_attention
-    return (
-        config.spatial_merge_size,
-        config.temporal_window_size or 0,
-        float(config.deformable_attention_window) if near else 0.0,
-        float(config.deformable_attention_strength) if near else -1.0,
-        module.scaling,
-        backend,
-    )
+def _trace(config: ArlowVisionConfig, thw: torch.Tensor) -> Traced:
+    near = None
+    if config.use_deformable_attention:
+        numbers = [config.deformable_attention_window, config.deformable_attention_strength]
+        near = torch.tensor(numbers, dtype=torch.float64)
+    return Traced(thw.cpu(), config.spatial_merge_size, config.temporal_window_size or 0, near)
 
 
 @torch.library.custom_op("arlow::attend_segments", mutates_args=())
@@ -294,14 +298,14 @@ def _traced(
     thw: torch.Tensor,
     merge: int,
     window: int,
-    radius: float,
-    strength: float,
-    scaling: float,
+    near: torch.Tensor | None,
     backend: str,
 ) -> torch.Tensor:
     grids = tuple(Grid(*row) for row in thw.tolist())
-    groups, lengths = _groups(grids, merge, window, radius, strength, backend, query.dtype, query.device)
+    groups, lengths = _groups(grids, merge, window, None if near is None else tuple(near.tolist()), backend, query.dtype, query.device)
     layout = Layout(query, query, backend, groups, lengths)
+    # Not the layer's own number: as an attribute it would become an input of a graph of any size.
+    scaling = query.shape[-1] ** -0.5
     module = SimpleNamespace(scaling=scaling, is_causal=False, training=False, num_key_value_groups=1, layer_idx=None)
     with torch.no_grad():
         return attend_segments(module, query, key, value, layout)[0].contiguous()
@@ -317,8 +321,7 @@ def _groups(
     grids: Sequence[Grid],
     merge: int,
     window: int,
-    radius: float,
-    strength: float,
+    near: tuple[float, float] | None,
     backend: str,
     dtype: torch.dtype,
     device: torch.device,
@@ -329,9 +332,9 @@ def _groups(
         return [], lengths
     thw = torch.tensor(grids, device=device)
     fields = SimpleNamespace(
-        use_deformable_attention=strength >= 0,
-        deformable_attention_window=radius,
-        deformable_attention_strength=strength,
+        use_deformable_attention=near is not None,
+        deformable_attention_window=near and near[0],
+        deformable_attention_strength=near and near[1],
     )
     coordinates = patch_coordinates(thw, sum(lengths), merge)
     return group_segments(segments, fields, coordinates, dtype, tiled=backend == "sdpa"), lengths

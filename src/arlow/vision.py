@@ -190,17 +190,33 @@ class ArlowVisionBlock(GradientCheckpointingLayer):
     def __init__(self, config: ArlowVisionConfig) -> None:
         super().__init__()
         width = int(config.embed_dim * config.mlp_ratio)
-        self.norm1 = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.norm1 = _LayerNorm(config.embed_dim, eps=1e-6)
         self.attn = ArlowVisionAttention(config)
-        self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.norm2 = _LayerNorm(config.embed_dim, eps=1e-6)
         self.fc1 = nn.Linear(config.embed_dim, width)
         self.act_fn = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(width, config.embed_dim)
 
     def forward(self, hidden_states: torch.Tensor, layout: Layout, **kwargs: Any) -> torch.Tensor:
+        if layout.traced is not None and not torch.compiler.is_exporting():
+            return _compiled_once(self, hidden_states, layout)
+        return self._forward(hidden_states, layout, **kwargs)
+
+    def _forward(self, hidden_states: torch.Tensor, layout: Layout, **kwargs: Any) -> torch.Tensor:
         attended, _ = self.attn(self.norm1(hidden_states), layout, **kwargs)
         hidden_states = hidden_states + attended
         return hidden_states + self.fc2(self.act_fn(self.fc1(self.norm2(hidden_states))))
+
+
+# In a traced graph all blocks are calls of one, so that compiling takes as long for forty-eight as for two.
+_compiled_once = torch.compiler.nested_compile_region(ArlowVisionBlock._forward)
+
+
+class _LayerNorm(nn.LayerNorm):
+    """With a number that is part of the code: as an attribute it would become an input of a graph of any size."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, 1e-6)
 
 
 class ArlowVisionAttention(nn.Module):
@@ -220,7 +236,7 @@ class ArlowVisionAttention(nn.Module):
         self, hidden_states: torch.Tensor, layout: Layout, **kwargs: Any
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """Returns the output (N, E) and, with eager attention, the weights of each group (segments, H, L, L)."""
-        both, value = self.qkv(hidden_states).view(len(hidden_states), 3, -1, self.head_dim).split((2, 1), dim=1)
+        both, value = self.qkv(hidden_states).view(hidden_states.shape[0], 3, -1, self.head_dim).split((2, 1), dim=1)
         query, key = rotate(both, layout.cos[:, None], layout.sin[:, None]).unbind(1)  # [N, H, D]
         value = value[:, 0]
         output, weights = attend_segments(self, query, key, value, layout, **kwargs)

@@ -393,6 +393,12 @@ def own_group(first: Callable[[int], None] | None, worker: int) -> None:
         first(worker)
 
 
+def _switch_cache(model: torch.nn.Module, on: bool) -> None:
+    """In the configs of all that generates: the library knows of the outermost alone."""
+    for part in (model.config, model.config.get_text_config()):
+        part.use_cache = on
+
+
 class ArlowTrainer(Trainer):
     """The stock Trainer, with learning rates by part of the model, and speed and remaining time in every log."""
 
@@ -402,6 +408,10 @@ class ArlowTrainer(Trainer):
     optimizer: Any
     _tokens: Any = 0
     _since: tuple[float, int] | None = None  # when and at which step the present stretch began
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        _switch_cache(self.accelerator.unwrap_model(self.model), self.args.use_cache)
+        return super().train(*args, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
         if self.args.fsdp_plugin_args is not None:
@@ -468,13 +478,12 @@ class ArlowTrainer(Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # The Trainer switches the cache off in the config, for training; what is saved is there to generate.
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        parts = [part for part in (model.config, getattr(model, "generation_config", None)) if part is not None]
-        for part in parts:
-            part.use_cache = True
+        _switch_cache(model, True)  # what is saved is there to generate
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.use_cache = True
         super()._save(output_dir, state_dict)
-        model.config.use_cache = self.args.use_cache
+        _switch_cache(model, self.args.use_cache)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
