@@ -107,6 +107,20 @@ def answer(question: str, seen: list[Seen]) -> str:
     return one.colour if re.search(r"colou?r", words) else one.shape
 
 
+def place_word(one: Seen, height: int, width: int) -> str:
+    """In which part of a picture of this size its centre lies, by thirds."""
+    up, along = ("top", "", "bottom")[int(3 * one.y / height)], ("left", "", "right")[int(3 * one.x / width)]
+    if not up:
+        return f"on the {along}" if along else "in the middle"
+    return f"at the {up} {along}".rstrip()
+
+
+def size_word(one: Seen, height: int, width: int) -> str:
+    """How large it is beside the picture's short side."""
+    radius = (one.reach + 0.5) / min(height, width)
+    return "small" if radius < 0.14 else "large" if radius > 0.24 else "medium"
+
+
 def matching(words: str, seen: list[Seen]) -> list[Seen]:
     """What the words leave: of the colours and shapes they name, or all."""
     colours = [word for word in COLOUR_WORDS if re.search(rf"\b{word}\b", words)]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from shapes_reader import Seen, answer, colour_word, read_picture
+from shapes_reader import Seen, answer, colour_word, place_word, read_picture, size_word, the_one
 
 from arlow.data import make_sample, samples, scenes
 from arlow.data.digits import digit_mask, load_scans, scans_of
@@ -24,6 +24,7 @@ from arlow.video_reader import open_video
 
 
 PICTURE_TYPES = {"shape", "colour", "count", "larger", "position", "side", "position_yes_no", "exists", "absent"}
+CLUES = {"place": place_word, "size": size_word}  # asked in training only
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -64,14 +65,18 @@ def test_picture_answers_are_what_the_pixels_show(clean: None, split: str) -> No
     asked: Counter[str] = Counter()
     for seed in range(200 if split == "train" else 300):
         sample = make_sample("picture", split=split, seed=seed)
-        seen = read_picture(pixels_of(sample.media[0]))
+        pixels = pixels_of(sample.media[0])
+        seen, shape = read_picture(pixels), pixels.shape[:2]
         pairs = {(one.shape, one.colour) for one in seen}
         assert bool(pairs & scenes.UNSEEN_PAIRS) == (split == "unseen"), seed
         for turn in sample.turns:
             if turn.type in PICTURE_TYPES:
                 asked[turn.type] += 1
                 assert answer(turn.question, seen) == turn.answer, (seed, turn, seen)
-    assert set(asked) == PICTURE_TYPES
+            elif turn.type in CLUES:
+                asked[turn.type] += 1
+                assert CLUES[turn.type](the_one(turn.question.lower(), seen), *shape) == turn.answer, (seed, turn, seen)
+    assert set(asked) == (PICTURE_TYPES | {*CLUES} if split == "train" else PICTURE_TYPES)
     assert min(asked.values()) >= 20
 
 
@@ -163,10 +168,13 @@ def check_clues(sample: Sample) -> None:
     for turn in sample.turns:
         words = turn.question.lower()
         seen = first if "first" in words else second
+        shape = pixels_of(sample.media[0 if "first" in words else 1]).shape[:2]
         if turn.type == "inventory":
             assert sorted(turn.answer.split(", ")) == sorted(f"{one.colour} {one.shape}" for one in seen), turn
         elif turn.type == "count":
             assert turn.answer == str(len(seen)), turn
+        elif turn.type == "place_in":
+            assert turn.answer == place_word(the_one(words, seen), *shape), turn
         elif turn.type in ("which_changed", "which_is_new"):
             gone = unmatched(first, second) or unmatched(second, first)
             assert [f"the {one.colour} {one.shape}" for one in gone] == [turn.answer], turn
@@ -191,7 +199,8 @@ def test_clips_do_what_the_answers_say(clean: None, tmp_path: Path) -> None:
         sample = make_sample("clip", split="train", seed=seed)
         if sample.turns[0].type in ("video_digit", "video_digits"):
             continue
-        frames = [read_picture(frame) for frame in decoded(tmp_path, sample.media[0])[::2]]
+        every = decoded(tmp_path, sample.media[0])
+        frames, shape = [read_picture(frame) for frame in (*every[:-1:2], every[-1])], every[0].shape[:2]
         assert all(len(seen) == 1 for seen in frames), seed
         path = [seen[0] for seen in frames]
         colours = [colour for colour, _ in itertools.groupby(one.colour for one in path)]
@@ -216,11 +225,17 @@ def test_clips_do_what_the_answers_say(clean: None, tmp_path: Path) -> None:
                 assert colours == turn.answer.split(", then "), (seed, turn)
             elif turn.type == "video_changes":
                 assert len(colours) - 1 == int(turn.answer), (seed, turn, colours)
+            elif turn.type in ("video_start", "video_end"):
+                one = path[0 if turn.type == "video_start" else -1]
+                assert turn.answer == place_word(one, *shape), (seed, turn)
+            elif turn.type in ("video_size_start", "video_size_end"):
+                one = path[0 if turn.type == "video_size_start" else -1]
+                assert turn.answer == size_word(one, *shape), (seed, turn)
             else:
                 assert turn.type == "video_size"
                 ratio = path[-1].area / path[0].area
                 assert ratio > 2 if turn.answer == "grows" else ratio < 0.5, (seed, turn, ratio)
-    assert min(asked.values()) >= 3 and len(asked) == 7
+    assert min(asked.values()) >= 3 and len(asked) == 11
 
 
 def test_picture_and_clip_share_what_the_answer_says(clean: None, tmp_path: Path) -> None:

@@ -30,6 +30,24 @@ def size_word(radius: float) -> str:
     return "small" if radius < SMALL else "large" if radius > LARGE else "medium"
 
 
+def is_certain(part: float, borders: Sequence[float], *, margin: float) -> bool:
+    """Whether `part` lies so far from all borders that nobody would argue about its side of them."""
+    return all(abs(part - border) >= margin for border in borders)
+
+
+def certain_size(radius: float) -> str | None:
+    """How large a shape of this radius is called, or None where it could be argued about."""
+    return size_word(radius) if is_certain(radius, (SMALL, LARGE), margin=0.015) else None
+
+
+def certain_place(x: float, y: float, width: float, height: float) -> str | None:
+    """Where in the picture something is, by thirds, or None where it could be argued about."""
+    parts = x / width, y / height
+    if not all(is_certain(part, (1 / 3, 2 / 3), margin=0.04) for part in parts):
+        return None
+    return PLACES[third(parts[0]), third(parts[1])]
+
+
 def name_of(thing: Thing) -> str:
     """Colour and shape: "red circle"."""
     return f"{thing.colour} {thing.shape}"

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .captions import certain_place, certain_size
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
 from .wordings import article, ask
 
@@ -289,6 +290,28 @@ def absent_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) ->
     return options
 
 
+def place_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
+    """In which part of the picture a shape is."""
+    options = []
+    for index, thing in enumerate(scene.things):
+        names, place = names_of(scene.things, index), certain_place(thing.x, thing.y, scene.width, scene.height)
+        if names and place:
+            name, fact = rng.choice([*names]), frozenset({("place", index)})
+            options.append(Option(Turn("place", ask(rng, "place", name), place), names[name] | fact, fact))
+    return options
+
+
+def size_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
+    """How large a shape is."""
+    options = []
+    for index, thing in enumerate(scene.things):
+        names, size = names_of(scene.things, index), certain_size(thing.radius)
+        if names and size:
+            name, fact = rng.choice([*names]), frozenset({("size", index)})
+            options.append(Option(Turn("size", ask(rng, "size", name), size), names[name] | fact, fact))
+    return options
+
+
 SCENE_OPTIONS: dict[str, Callable[..., list[Option]]] = {
     "shape": shape_options,
     "colour": colour_options,
@@ -300,6 +323,7 @@ SCENE_OPTIONS: dict[str, Callable[..., list[Option]]] = {
     "exists": exists_options,
     "absent": absent_options,
 }
+CLUE_OPTIONS = {"place": place_options, "size": size_options}  # asked in training only, as in `CLUES`
 # Whose answers are drawn first, each as often: a model that always says the same is right as often as chance.
 SCENE_ANSWERS: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
@@ -323,7 +347,7 @@ RARITY = {"0": 0.4, "1": 0.5, "nothing": 6.0}  # weights of these answers, to ot
 
 def options_of(rng: random.Random, scene: Scene, kind: str, *, allowed: Sequence[Pair]) -> list[Option]:
     """Every question of type `kind` that this scene allows, naming no pair as absent that is not `allowed`."""
-    return SCENE_OPTIONS[kind](rng, scene, allowed)
+    return (SCENE_OPTIONS | CLUE_OPTIONS)[kind](rng, scene, allowed)
 
 
 def pick_turns(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .captions import describe_digits, describe_scene, describe_story, in_reading_order, name_of
+from .captions import certain_place, certain_size, describe_digits, describe_scene, describe_story, in_reading_order, name_of
 from .clips import (
     DIRECTIONS,
     Story,
@@ -24,7 +24,7 @@ from .clips import (
     write_clip,
 )
 from .digits import digit_mask
-from .questions import SCENE_ANSWERS, SCENE_OPTIONS, Option, Turn, full_name, options_of, pick_option, pick_turns
+from .questions import SCENE_ANSWERS, Option, Turn, full_name, options_of, pick_option, pick_turns
 from .scenes import (
     COLOURS,
     LINE,
@@ -139,6 +139,7 @@ SCENE_WEIGHTS = {
     "shape": 1.5, "colour": 1.5, "count": 1.4, "larger": 1.3, "position": 2.2, "side": 1.6, "position_yes_no": 2.0,
     "exists": 1.0, "absent": 0.5,
 }  # fmt: skip
+CLUE_WEIGHTS = {"place": 2.5, "size": 0.8}
 
 
 def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
@@ -155,8 +156,9 @@ def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = Fal
         first = draw_fitting(rng, scene, split, kind, answer)
     turns = [first.turn]
     if most > 1:
-        pools = {other: options_of(rng, scene, other, allowed=allowed_pairs(split)) for other in SCENE_OPTIONS}
-        turns = pick_turns(rng, first, pools, rng.randint(4, most), weights=SCENE_WEIGHTS)
+        weights = SCENE_WEIGHTS | CLUE_WEIGHTS
+        pools = {other: options_of(rng, scene, other, allowed=allowed_pairs(split)) for other in weights}
+        turns = pick_turns(rng, first, pools, rng.randint(4, most), weights=weights)
         if rng.random() < 0.06:
             turns.append(unknown_turn(rng, split, without_media=False))
     return Sample([picture_of(rng, scene)], turns[:most])
@@ -279,6 +281,7 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
     if kind == "video_changes":  # one colour asked for would mean no change
         facts["video_colour"] = None
     turns = [Turn(asked, ask(rng, asked, name), answer) for asked, answer in facts.items() if answer is not None]
+    turns += story_clues(rng, story, name)
     # What does not happen: the answers are those of questions that take it for granted that it does.
     nothing = [(asked, answer) for asked, answer in STILL.items() if facts[asked] is None]
     if nothing and (kind == "absent" or rng.random() < 0.25):
@@ -286,6 +289,20 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
         turns.append(Turn("absent", ask(rng, asked, name), answer))
     rng.shuffle(turns)
     return sorted(turns, key=lambda turn: turn.type != kind)
+
+
+def story_clues(rng: random.Random, story: Story, name: str) -> list[Turn]:
+    """Where the shape starts and ends, and how large: always where that changes, now and then where it does not."""
+    x, y = story.thing.x, story.thing.y
+    across, down = DIRECTIONS[story.direction] if story.direction else (0, 0)
+    ends = {"start": (x, y), "end": (x + across * story.way, y + down * story.way)}
+    radii = {"start": story.thing.radius, "end": story.thing.radius * story.growth}
+    facts: dict[str, str | None] = {}
+    if story.direction or rng.random() < 0.3:
+        facts |= {f"video_{end}": certain_place(*spot, story.width, story.height) for end, spot in ends.items()}
+    if story.size or rng.random() < 0.2:
+        facts |= {f"video_size_{end}": certain_size(radius) for end, radius in radii.items()}
+    return [Turn(kind, ask(rng, kind, name), answer) for kind, answer in facts.items() if answer]
 
 
 def draw_digit_turn(rng: random.Random) -> list[int]:
@@ -359,6 +376,13 @@ def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change
         turns[name] = Turn("inventory", ask(rng, "inventory", name), ", ".join(map(name_of, in_reading_order(scene))))
         question = f"How many {rng.choice(['shapes', 'objects'])} are in the {name} picture?"
         turns[f"count {name}"] = Turn("count", vary(rng, question), str(len(scene.things)))
+        single = [one for one in scene.things if sum(other.pair == one.pair for other in scene.things) == 1]
+        moved = [one for one in single if one.pair == thing.pair and change == "position"]
+        spots = {one: certain_place(one.x, one.y, scene.width, scene.height) for one in moved or single[:1]}
+        for one, spot in spots.items():
+            if spot:
+                question = ask(rng, "place_in", full_name(one), name)
+                turns[f"place {name}"] = Turn("place_in", question, spot)
     return turns
 
 

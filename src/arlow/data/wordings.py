@@ -60,6 +60,13 @@ PAIR = {
                   "What is the same in the picture and in the clip?"],
 }  # fmt: skip
 CLUES = {  # asked in training only: what the answers to other questions rest on
+    "place": ["Where is {}?", "In which part of the picture is {}?", "Where do you see {}?"],
+    "size": ["How large is {}?", "What size is {}?", "How big is {}?"],
+    "place_in": ["Where is {} in the {} picture?", "Where do you see {} in the {} image?"],
+    "video_start": ["Where is {} at the start?", "Where does {} start?", "Where is {} first?"],
+    "video_end": ["Where is {} at the end?", "Where does {} end up?", "Where is {} last?"],
+    "video_size_start": ["How large is {} at the start?", "What size is {} first?"],
+    "video_size_end": ["How large is {} at the end?", "What size is {} last?"],
     "inventory": ["What is in the {} picture?", "Name the shapes in the {} picture.", "What does the {} image show?"],
     "which_changed": ["Which shape changed?", "Which one is different?", "Name the shape that changed."],
     "which_is_new": ["Which shape is in only one of the pictures?", "Which shape does one picture lack?"],
