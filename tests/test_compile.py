@@ -13,6 +13,7 @@ from transformers.integrations.executorch import TorchExportableModuleWithStatic
 
 from arlow import ArlowForCausalLM, ArlowTextConfig, ArlowVisionConfig, ArlowVLVisionModel
 
+
 # Sizes in patches of what is encoded together, none like another.
 PICTURES = [[(1, 4, 6)], [(1, 8, 6)], [(1, 2, 10)], [(1, 4, 4), (1, 6, 4)], [(1, 4, 8), (1, 2, 4), (1, 6, 6)]]
 CLIPS = [[(3, 4, 4)], [(5, 2, 6)], [(2, 4, 4), (6, 2, 2)]]
@@ -151,7 +152,5 @@ def test_an_exported_step_goes_through_a_text() -> None:
     example = {"input_ids": ids[:, :1], "cache_position": torch.tensor([0])}
     with torch.no_grad():
         exported = torch.export.export(step, (), example, strict=False).module()
-        found = [
-            exported(input_ids=ids[:, i : i + 1], cache_position=torch.tensor([i])) for i in range(ids.shape[1])
-        ]
+        found = [exported(input_ids=ids[:, i : i + 1], cache_position=torch.tensor([i])) for i in range(ids.shape[1])]
         torch.testing.assert_close(torch.cat(found, dim=1), model(ids).logits, rtol=1e-4, atol=1e-5)

@@ -75,7 +75,11 @@ def test_picture_answers_are_what_the_pixels_show(clean: None, split: str) -> No
                 assert answer(turn.question, seen) == turn.answer, (seed, turn, seen)
             elif turn.type in CLUES:
                 asked[turn.type] += 1
-                assert CLUES[turn.type](the_one(turn.question.lower(), seen), *shape) == turn.answer, (seed, turn, seen)
+                assert CLUES[turn.type](the_one(turn.question.lower(), seen), *shape) == turn.answer, (
+                    seed,
+                    turn,
+                    seen,
+                )
     assert set(asked) == (PICTURE_TYPES | {*CLUES} if split == "train" else PICTURE_TYPES)
     assert min(asked.values()) >= 20
 

@@ -270,6 +270,7 @@ class ArlowVisionConfig(ArlowConfigBase):
     deformable_attention_window: float | int = 0.25  # radius, in normalised coordinates
     deformable_attention_strength: float | int = 4.0  # bias per unit of distance
     use_progressive_patches: bool = False
+    use_absolute_positions: bool = False  # a patch is told its place in the frame; rotations alone tell distances
     token_pruning_ratio: float | int = 0.0  # share of an image's tokens that the decoder does not get: see `pruning`
     deepstack_visual_indexes: Any = None  # list of blocks; default: see `_deepstack_indexes`
     image_mean: Any = (

@@ -183,6 +183,17 @@ class VisionRotary(RotaryTables):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+def place_embedding(places: torch.Tensor, width: int) -> torch.Tensor:
+    """Sines and cosines of places in a frame (arXiv 2111.06377), of a quarter of a turn up to four turns across it.
+
+    `places` (N, 2) in 0..1 -> (N, width) float32: the sines of both axes, then the cosines.
+    """
+    frequencies = 2 ** torch.linspace(-2, 2, max(width // 4, 1), device=places.device)  # turns
+    angles = (2 * torch.pi * places[..., None] * frequencies).flatten(1)  # [N, width / 2]
+    embedding = torch.cat((angles.sin(), angles.cos()), dim=1)
+    return nn.functional.pad(embedding, (0, width - embedding.shape[1]))
+
+
 def inverse_frequencies(theta: float, dim: int) -> torch.Tensor:
     """theta^(-2k/dim) for k = 0 .. dim/2 - 1, float32."""
     return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)

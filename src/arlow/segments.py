@@ -180,6 +180,13 @@ def patch_coordinates(thw: torch.Tensor, count: int, merge: int) -> torch.Tensor
     return torch.stack((place // (height * width), row, column), dim=1)
 
 
+def patch_places(thw: torch.Tensor, count: int, merge: int) -> torch.Tensor:
+    """The centre of every patch of all items in its frame, (down, across) in 0..1: (N, 2) float32."""
+    coordinates = patch_coordinates(thw, count, merge)
+    sizes = torch.repeat_interleave(thw, thw.prod(dim=1), dim=0, output_size=count)
+    return (coordinates[:, 1:] + 0.5) / sizes[:, 1:]
+
+
 def windows(grid: Grid, size: int | None) -> list[int]:
     """Patches in each window of `size` consecutive frame groups of an item (`None`: one window)."""
     size = size or grid.t
@@ -302,7 +309,8 @@ def _traced(
     backend: str,
 ) -> torch.Tensor:
     grids = tuple(Grid(*row) for row in thw.tolist())
-    groups, lengths = _groups(grids, merge, window, None if near is None else tuple(near.tolist()), backend, query.dtype, query.device)
+    numbers = None if near is None else tuple(near.tolist())
+    groups, lengths = _groups(grids, merge, window, numbers, backend, query.dtype, query.device)
     layout = Layout(query, query, backend, groups, lengths)
     # Not the layer's own number: as an attribute it would become an input of a graph of any size.
     scaling = query.shape[-1] ** -0.5

@@ -23,8 +23,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checks import check_keywords
 from .configuration_arlow import ArlowVisionConfig
-from .rope import VisionRotary, rotate
-from .segments import Grid, Layout, attend_segments, make_layout, read_media
+from .rope import VisionRotary, place_embedding, rotate
+from .segments import Grid, Layout, Media, attend_segments, make_layout, patch_places, read_media
 from .text import ArlowPreTrainedModel
 
 
@@ -91,6 +91,8 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
         if self.config.use_progressive_patches:
             coarse = coarse_embeddings(hidden_states, media.grids, self.config.spatial_merge_size, visible)
             hidden_states = hidden_states + self.progressive_proj(coarse)
+        if self.config.use_absolute_positions:
+            hidden_states = hidden_states + self._places(media, visible).to(hidden_states)
 
         layout = make_layout(self.config, self.rotary_emb, hidden_states, media.thw, media.grids, visible)
         taps: list[torch.Tensor] = []
@@ -103,6 +105,13 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
             pooler_output=self.merger(hidden_states) if visible is None else None,
             deepstack_features=taps or None,
         )
+
+    def _places(self, media: Media, visible: torch.Tensor | None) -> torch.Tensor:
+        """What tells every encoded patch its place in the frame: (N or V, E)."""
+        thw = media.thw.to(media.rows[0].device)
+        count = sum(rows.shape[0] for rows in media.rows)
+        places = patch_places(thw, count, self.config.spatial_merge_size)
+        return place_embedding(places if visible is None else places[visible], self.config.embed_dim)
 
 
 def select_rows(rows: list[torch.Tensor], visible: torch.Tensor) -> list[torch.Tensor]:

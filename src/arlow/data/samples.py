@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .captions import certain_place, certain_size, describe_digits, describe_scene, describe_story, in_reading_order, name_of
+from .captions import (
+    certain_place,
+    certain_size,
+    describe_digits,
+    describe_scene,
+    describe_story,
+    in_reading_order,
+    name_of,
+)
 from .clips import (
     DIRECTIONS,
     Story,
