@@ -138,7 +138,7 @@ def test_an_exported_tower_takes_other_sizes() -> None:
         model, (), media(PICTURES[3]), dynamic_shapes={"pixel_values": {0: some}, "grid_thw": {0: some}}, strict=False
     )
     with torch.no_grad():
-        for grids in PICTURES[3:] + [[(1, 2, 2), (1, 2, 6), (1, 8, 4), (1, 4, 4)]]:
+        for grids in [*PICTURES[3:], [(1, 2, 2), (1, 2, 6), (1, 8, 4), (1, 4, 4)]]:
             inputs = media(grids)
             assert_same(exported.module()(**inputs), model(**inputs))
 

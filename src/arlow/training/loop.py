@@ -276,8 +276,8 @@ def _last_line(error: Exception) -> str:
 
 
 def compile_model(model: PreTrainedModel) -> None:
-    """Has the decoder's layers compiled when they are first used: one graph for all of them and for any length, without
-    the vision encoder, whose work is cut by the sizes of the pictures. A model that has none is compiled whole."""
+    """Has the decoder's layers compiled when they are first used: one graph for all of them and for any length. The
+    vision encoder is left out, its work is cut by the sizes of the pictures. A model without is compiled whole."""
     layers = [module for module in model.modules() if isinstance(module, ArlowDecoderLayer)]
     for module in layers or [model]:
         module.compile(dynamic=True if layers else None)
