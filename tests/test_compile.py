@@ -59,7 +59,7 @@ def calls_of_the_block(graph: torch.fx.GraphModule) -> tuple[int, int]:
     [
         pytest.param({}, id="plain"),
         pytest.param({"use_deformable_attention": True, "deformable_attention_window": 0.3}, id="deformable"),
-        pytest.param({"temporal_window_size": 2}, id="windows"),
+        pytest.param({"temporal_window_size": 2, "use_absolute_positions": True}, id="windows"),
     ],
 )
 @pytest.mark.parametrize("sizes", [PICTURES, CLIPS], ids=["pictures", "clips"])

@@ -23,7 +23,12 @@ from arlow.training.masked_autoencoder import (
 )
 
 
-FULL = {"use_deformable_attention": True, "use_progressive_patches": True, "deformable_attention_window": 0.6}
+FULL = {
+    "use_deformable_attention": True,
+    "use_progressive_patches": True,
+    "use_absolute_positions": True,
+    "deformable_attention_window": 0.6,
+}
 
 
 def autoencoder(*, seed: int = 0, attn: str = "sdpa", **vision: object) -> MaskedAutoencoder:

@@ -43,6 +43,8 @@ class Plain:
         x = torch.stack([self.embed(row.double()) for row in rows])
         if config.use_progressive_patches:
             x = x + self.linear("progressive_proj", self.coarse(x, places, grid))
+        if config.use_absolute_positions:
+            x = x + torch.stack([self.told(place, grid) for place in places])
         taps = []
         for i in range(config.depth):
             name = f"blocks.{i}"
@@ -69,6 +71,15 @@ class Plain:
         if row.numel() == channels * side * side and frames > 1:
             row = row.view(channels, 1, side, side).expand(-1, frames, -1, -1)
         return torch.nn.functional.conv3d(row.reshape(1, channels, frames, side, side), kernel).flatten()
+
+    def told(self, place, grid):
+        """Waves over the frame, of a quarter of one up to four: down and across, their sines, then their cosines."""
+        count = self.config.embed_dim // 4
+        turns = [
+            (place[axis] + 0.5) / grid[axis] * 2 ** (4 * k / (count - 1) - 2) for axis in (1, 2) for k in range(count)
+        ]
+        waves = [wave(2 * math.pi * turn) for wave in (math.sin, math.cos) for turn in turns]
+        return torch.tensor(waves + [0.0] * (self.config.embed_dim % 4), dtype=torch.float64)
 
     def coarse(self, x, places, grid):
         """Means of 2x2 patches, and between the centres of those a straight line along each axis."""
@@ -167,6 +178,8 @@ VARIANTS = {
     "deformable_faint": {**DEFORMABLE, "deformable_attention_strength": 0.02},
     "deformable_windows": {**DEFORMABLE, "temporal_window_size": 1, "deformable_attention_window": 0.5},
     "progressive": {"use_progressive_patches": True},
+    "absolute": {"use_absolute_positions": True},
+    "absolute_uneven": {"use_absolute_positions": True, "embed_dim": 34, "num_heads": 1, "mrope_sections": None},
     "sections": {"mrope_sections": [2, 6, 8], "rope_theta": 50},
     "short_sections": {"mrope_sections": [11, 2, 3], "rope_theta": 50},
     "no_merge": {"spatial_merge_size": 1, "use_progressive_patches": True},
