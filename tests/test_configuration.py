@@ -35,7 +35,8 @@ VISION_DEFAULTS = {
     "hidden_act": "gelu_pytorch_tanh", "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2,
     "temporal_patch_size": 2, "rope_theta": 100000.0, "mrope_sections": None, "temporal_window_size": None,
     "use_deformable_attention": False, "deformable_attention_window": 0.25, "deformable_attention_strength": 4.0,
-    "use_progressive_patches": False, "use_absolute_positions": False, "token_pruning_ratio": 0.0, "initializer_range": 0.02,
+    "use_progressive_patches": False, "use_absolute_positions": False, "token_pruning_ratio": 0.0,
+    "initializer_range": 0.02,
 }  # fmt: skip
 
 INVALID_TEXT: list[tuple[str, dict[str, Any], str]] = [
