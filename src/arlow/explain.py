@@ -344,7 +344,9 @@ def _kept(inputs: Mapping[str, Any], options: Options) -> torch.Tensor | None:
     ratio, grids = options["token_pruning_ratio"], inputs.get("image_grid_thw")
     if not ratio or grids is None:
         return None
-    return kept_tokens(inputs["pixel_values"], np.asarray(grids), merge=options["merge_size"], channels=3, ratio=ratio)
+    return kept_tokens(
+        inputs["pixel_values"], np.asarray(grids).tolist(), merge=options["merge_size"], channels=3, ratio=ratio
+    )
 
 
 def _rows(processor: ArlowProcessor, inputs: Mapping[str, Any], options: Options) -> Iterator[Row]:

@@ -275,7 +275,7 @@ def attend_segments(
         if group.tiles is None:
             output, weight = call(*batch, group.bias)
         else:
-            output, weight = attend_tiles(call, *batch, group.tiles), None
+            output, weight = attend_tiles(call, *batch, tiles=group.tiles), None
         outputs.append(output.flatten(0, 1))  # [G*L, H, D]
         weights.append(weight)
     return torch.cat(outputs), tuple(weights) if weights[0] is not None else None

@@ -352,7 +352,8 @@ class _ContainerSource(VideoSource):
         """The time of the key frame from which `key` can be decoded, if it lies far behind `newest`, else None."""
         if newest is None or newest >= key or not len(self._entries):
             return None
-        start = int(self._entries[max(0, np.searchsorted(self._entries, key, side="right") - 1)])
+        at_or_before = int(np.searchsorted(self._entries, key, side="right"))
+        start = int(self._entries[max(0, at_or_before - 1)])
         skipped = np.searchsorted(self._keys, start) - np.searchsorted(self._keys, newest)
         return start if skipped > FAR else None
 

@@ -395,7 +395,7 @@ def own_group(first: Callable[[int], None] | None, worker: int) -> None:
 
 def _switch_cache(model: torch.nn.Module, on: bool) -> None:
     """In the configs of all that generates: the library knows of the outermost alone."""
-    for part in (model.config, model.config.get_text_config()):
+    for part in (model.config, getattr(model.config, "text_config", model.config)):
         part.use_cache = on
 
 
