@@ -102,7 +102,7 @@ def make_tiles(places: torch.Tensor, grid: Sequence[int], config: ArlowVisionCon
 
 
 def attend_tiles(
-    attend: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tiles: Tiles
+    attend: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, tiles: Tiles
 ) -> torch.Tensor:
     """Attention of segments of equal geometry, tile by tile.
 
