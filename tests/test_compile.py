@@ -99,6 +99,27 @@ def test_bytes_in_a_graph() -> None:
         assert_same(compiled(**inputs), model(**inputs))
 
 
+def test_what_takes_sizes_as_numbers_still_compiles() -> None:
+    """Progressive patches read the grids: the graph breaks there, and the result is the same."""
+    model = tower(use_progressive_patches=True)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        for grids in PICTURES[:2]:
+            inputs = media(grids)
+            assert_same(compiled(**inputs), model(**inputs))
+
+
+def test_some_rows_of_a_pack_still_compile() -> None:
+    """So do packs of which a part is encoded, as in the evaluation of masked autoencoding."""
+    model = tower()
+    compiled = torch.compile(model, backend="eager")
+    visible = torch.tensor([0, 1, 5, 9, 20])
+    with torch.no_grad():
+        inputs = media(PICTURES[0])
+        ours, plain = (each(**inputs, visible=visible).last_hidden_state for each in (compiled, model))
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
 def decoder(**fields: Any) -> ArlowForCausalLM:
     torch.manual_seed(0)
     config = ArlowTextConfig(

@@ -85,3 +85,16 @@ def test_gradients_and_dropout_take_the_fused_kernel(monkeypatch):
     assert query.grad is not None
     with torch.no_grad():
         sdpa_attention(module, query, key, value, None, scaling=1.0, dropout=0.5)
+
+
+@pytest.mark.parametrize("queries", [1, 300])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_a_query_that_sees_nothing_gives_zeros(queries: int, kind: str) -> None:
+    """Padding may leave a query without any key: zeros, as of the fused kernel, and nothing that spoils other rows."""
+    query, key, value = (torch.randn(1, 2, count, 8) for count in (queries, 300, 300))
+    seen = torch.ones(1, 1, queries, 300, dtype=torch.bool)
+    seen[..., 0, :] = False
+    mask = seen if kind == "bool" else torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    with torch.no_grad():
+        found = cpu_attention.attend_on_cpu(query, key, value, mask, scaling=0.3, causal=False)
+    assert not found[:, 0].any() and found.isfinite().all()

@@ -459,6 +459,18 @@ def test_tiles_are_the_whole(grids: list[tuple[int, int, int]], fields: dict) ->
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
 
 
+def test_no_tiles_where_blocks_would_straddle_them() -> None:
+    """With blocks of 3 x 3 patches, tiles of 16 would differ in the order of their patches: attended as a whole."""
+    fields = {"depth": 1, "deepstack_visual_indexes": [], "spatial_merge_size": 3, **DEFORMABLE}
+    grids = [(1, 48, 48)]
+    models = [tiny_vision(attn=attn, **fields) for attn in ("eager", "sdpa")]
+    rows, grid = random_images(grids)
+    with torch.no_grad():
+        one, other = (model(pixel_values=rows, grid_thw=grid).pooler_output for model in models)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert all(group.tiles is None for group in make_layout_of(models[1], grids).groups)
+
+
 def make_layout_of(model, grids):
     thw, grids = torch.tensor(grids), [arlow.segments.Grid(*grid) for grid in grids]
     states = torch.zeros(sum(t * h * w for t, h, w in grids), 1)

@@ -72,7 +72,7 @@ def attend_on_cpu(
 def _softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     if mask is not None:
         scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
-    return scores.softmax(-1)
+    return torch._safe_softmax(scores, -1)  # zeros, not NaN, for a query that sees nothing
 
 
 def _part(mask: torch.Tensor | None, row: int, group: int, width: int, start: int, stop: int) -> torch.Tensor | None:

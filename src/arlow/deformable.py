@@ -60,6 +60,8 @@ def tiles_pay(length: int, grid: Sequence[int], config: ArlowVisionConfig) -> bo
     good part of the work."""
     if length < LEAST or config.deformable_attention_strength * HIDDEN < CLEAR:
         return False
+    if TILE % config.spatial_merge_size:  # blocks would straddle tiles, whose patches then differ in their order
+        return False
     down, across = (_share(side, radius) for side, radius in zip(grid[1:], radii(grid, config), strict=True))
     return down * across < PAYS
 

@@ -43,6 +43,8 @@ def _joint(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
             return None
         if first.device.type == "meta" or first.is_inference():
             return None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return None  # what shards weights keeps its own view of their memory
         with _lock:
             if not _adjoin(weights):  # another thread may have come first
                 _lay_together(weights)

@@ -88,8 +88,11 @@ def read_media(
     grid_thw: torch.Tensor | None,
     pixel_values_videos: torch.Tensor | None,
     video_grid_thw: torch.Tensor | None,
+    *,
+    traced: bool = False,
 ) -> Media:
-    """The rows an encoder was given with their grids. Raises `ValueError` where there are none or they do not fit."""
+    """The rows an encoder was given with their grids, at which nobody looks if this is `traced`. Raises `ValueError`
+    where there are none or they do not fit."""
     given = [
         (names, pixels, thw)
         for names, pixels, thw in (
@@ -104,7 +107,7 @@ def read_media(
     for names, pixels, thw in given:
         check_media(pixels, thw, names)
         check_width(pixels, config, names[0])
-        if not is_traced():
+        if not traced:
             grids += read_grids(pixels, thw, config, names)
     return Media([pixels for _, pixels, _ in given], torch.cat([thw for *_, thw in given]), grids)
 
@@ -143,6 +146,8 @@ def make_layout(
     thw: torch.Tensor,
     grids: list[Grid],
     visible: torch.Tensor | None = None,
+    *,
+    traced: bool = False,
 ) -> Layout:
     """Everything the blocks need to know of the media, made once per forward.
 
@@ -155,7 +160,7 @@ def make_layout(
     dense = "deformable attention adds a bias" if config.use_deformable_attention else ""
     backend = backend_for(config, hidden_states, config.head_dim, dense=dense)
     cos, sin = (table[:, None] for table in rotary(coordinates, hidden_states.dtype))
-    if is_traced():
+    if traced:
         return Layout(cos, sin, backend, [], [], _trace(config, thw))
     segments = cut_segments(grids, config.temporal_window_size, visible)
     groups = []

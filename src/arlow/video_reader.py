@@ -320,15 +320,16 @@ class _ContainerSource(VideoSource):
             yield from self._read(wanted[at:], jump=False)
 
     def _read(self, wanted: np.ndarray, *, jump: bool) -> Iterator[av.VideoFrame]:
-        """The frames at `wanted`. Between them, those that no other refers to are not decoded, and with `jump` what
-        lies before the key frame that the next one needs is not read. Which frame is which, its time tells."""
+        """The frames at `wanted`; which is which, its time tells. With `jump` those between them that no other refers
+        to are not decoded, and what lies before the key frame that the next one needs is not read."""
         keys = self._keys[wanted].tolist()
         shown = {*keys}
         first, at, seen, newest = int(self._keys[0]), 0, 0, None
         with _as_os_error(self.name), self._open() as (container, stream):
             for packet in _packets(stream, name=self.name, flush=True):
+                can_skip = jump and not self._by_order and packet.pts is not None and packet.pts not in shown
+                stream.codec_context.skip_frame = "NONREF" if can_skip else "DEFAULT"
                 if not self._by_order and packet.pts is not None:
-                    stream.codec_context.skip_frame = "DEFAULT" if packet.pts in shown else "NONREF"
                     newest = packet.pts if newest is None else max(newest, packet.pts)
                 for frame in packet.decode():
                     key = seen if self._by_order else frame.pts

@@ -24,7 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .checks import check_keywords
 from .configuration_arlow import ArlowVisionConfig
 from .rope import VisionRotary, place_embedding, rotate
-from .segments import Grid, Layout, Media, attend_segments, make_layout, patch_places, read_media
+from .segments import Grid, Layout, Media, attend_segments, is_traced, make_layout, patch_places, read_media
 from .text import ArlowPreTrainedModel
 
 
@@ -85,7 +85,9 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
             ValueError: no pixels; a row width, grid or row count that does not fit, with both numbers.
         """
         check_keywords(kwargs, ArlowVLVisionModel.forward)
-        media = read_media(self.config, pixel_values, grid_thw, pixel_values_videos, video_grid_thw)
+        # Averages of neighbours, and packs of which a part is seen, take the sizes as numbers.
+        traced = is_traced() and visible is None and not self.config.use_progressive_patches
+        media = read_media(self.config, pixel_values, grid_thw, pixel_values_videos, video_grid_thw, traced=traced)
         rows = media.rows if visible is None else select_rows(media.rows, visible)
         hidden_states = torch.cat([self.patch_embed(pixels) for pixels in rows])  # [N, E]
         if self.config.use_progressive_patches:
@@ -94,7 +96,9 @@ class ArlowVLVisionModel(ArlowPreTrainedModel):
         if self.config.use_absolute_positions:
             hidden_states = hidden_states + self._places(media, visible).to(hidden_states)
 
-        layout = make_layout(self.config, self.rotary_emb, hidden_states, media.thw, media.grids, visible)
+        layout = make_layout(
+            self.config, self.rotary_emb, hidden_states, media.thw, media.grids, visible, traced=traced
+        )
         taps: list[torch.Tensor] = []
         for i, block in enumerate(self.blocks):
             hidden_states = block(hidden_states, layout, **kwargs)

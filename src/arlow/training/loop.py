@@ -410,8 +410,12 @@ class ArlowTrainer(Trainer):
     _since: tuple[float, int] | None = None  # when and at which step the present stretch began
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        _switch_cache(self.accelerator.unwrap_model(self.model), self.args.use_cache)
-        return super().train(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        _switch_cache(model, self.args.use_cache)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            _switch_cache(model, True)
 
     def create_accelerator_and_postprocess(self) -> None:
         if self.args.fsdp_plugin_args is not None:
@@ -479,11 +483,14 @@ class ArlowTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        before = getattr(model.config, "use_cache", True)
         _switch_cache(model, True)  # what is saved is there to generate
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.use_cache = True
-        super()._save(output_dir, state_dict)
-        _switch_cache(model, self.args.use_cache)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            _switch_cache(model, before)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
