@@ -42,10 +42,8 @@ def certain_size(radius: float) -> str | None:
 
 def certain_place(x: float, y: float, width: float, height: float) -> str | None:
     """Where in the picture something is, by thirds, or None where it could be argued about."""
-    parts = x / width, y / height
-    if not all(is_certain(part, (1 / 3, 2 / 3), margin=0.04) for part in parts):
-        return None
-    return PLACES[third(parts[0]), third(parts[1])]
+    certain = all(is_certain(part, (1 / 3, 2 / 3), margin=0.04) for part in (x / width, y / height))
+    return place_of(x, y, width, height) if certain else None
 
 
 def name_of(thing: Thing) -> str:
@@ -53,9 +51,9 @@ def name_of(thing: Thing) -> str:
     return f"{thing.colour} {thing.shape}"
 
 
-def place_of(thing: Thing, width: float, height: float) -> str:
-    """Where in the picture a shape is, by thirds."""
-    return PLACES[third(thing.x / width), third(thing.y / height)]
+def place_of(x: float, y: float, width: float, height: float) -> str:
+    """Where in the picture something is, by thirds."""
+    return PLACES[third(x / width), third(y / height)]
 
 
 def in_reading_order(scene: Scene) -> list[Thing]:
@@ -67,7 +65,7 @@ def describe_scene(scene: Scene, form: int) -> str:
     """The caption of a scene in one of three forms."""
     order = in_reading_order(scene)
     names = [f"{size_word(thing.radius)} {name_of(thing)}" for thing in order]
-    places = [place_of(thing, scene.width, scene.height) for thing in order]
+    places = [place_of(thing.x, thing.y, scene.width, scene.height) for thing in order]
     parts = [f"{article(name)} {place}" for name, place in zip(names, places, strict=True)]
     if form == 0:
         return join(parts) + "."

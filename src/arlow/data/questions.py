@@ -292,23 +292,23 @@ def absent_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) ->
 
 def place_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
     """In which part of the picture a shape is."""
-    options = []
-    for index, thing in enumerate(scene.things):
-        names, place = names_of(scene.things, index), certain_place(thing.x, thing.y, scene.width, scene.height)
-        if names and place:
-            name, fact = rng.choice([*names]), frozenset({("place", index)})
-            options.append(Option(Turn("place", ask(rng, "place", name), place), names[name] | fact, fact))
-    return options
+    places = [certain_place(thing.x, thing.y, scene.width, scene.height) for thing in scene.things]
+    return named_options(rng, scene, "place", places)
 
 
 def size_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
     """How large a shape is."""
+    return named_options(rng, scene, "size", [certain_size(thing.radius) for thing in scene.things])
+
+
+def named_options(rng: random.Random, scene: Scene, kind: str, answers: Sequence[str | None]) -> list[Option]:
+    """One question of this kind about each shape that has a name and an answer."""
     options = []
-    for index, thing in enumerate(scene.things):
-        names, size = names_of(scene.things, index), certain_size(thing.radius)
-        if names and size:
-            name, fact = rng.choice([*names]), frozenset({("size", index)})
-            options.append(Option(Turn("size", ask(rng, "size", name), size), names[name] | fact, fact))
+    for index, answer in enumerate(answers):
+        names = names_of(scene.things, index)
+        if names and answer:
+            name, fact = rng.choice([*names]), frozenset({(kind, index)})
+            options.append(Option(Turn(kind, ask(rng, kind, name), answer), names[name] | fact, fact))
     return options
 
 
@@ -324,6 +324,7 @@ SCENE_OPTIONS: dict[str, Callable[..., list[Option]]] = {
     "absent": absent_options,
 }
 CLUE_OPTIONS = {"place": place_options, "size": size_options}  # asked in training only, as in `CLUES`
+OPTIONS = SCENE_OPTIONS | CLUE_OPTIONS
 # Whose answers are drawn first, each as often: a model that always says the same is right as often as chance.
 SCENE_ANSWERS: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
@@ -347,7 +348,7 @@ RARITY = {"0": 0.4, "1": 0.5, "nothing": 6.0}  # weights of these answers, to ot
 
 def options_of(rng: random.Random, scene: Scene, kind: str, *, allowed: Sequence[Pair]) -> list[Option]:
     """Every question of type `kind` that this scene allows, naming no pair as absent that is not `allowed`."""
-    return (SCENE_OPTIONS | CLUE_OPTIONS)[kind](rng, scene, allowed)
+    return OPTIONS[kind](rng, scene, allowed)
 
 
 def pick_turns(

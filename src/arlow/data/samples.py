@@ -386,11 +386,9 @@ def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change
         turns[f"count {name}"] = Turn("count", vary(rng, question), str(len(scene.things)))
         single = [one for one in scene.things if sum(other.pair == one.pair for other in scene.things) == 1]
         moved = [one for one in single if one.pair == thing.pair and change == "position"]
-        spots = {one: certain_place(one.x, one.y, scene.width, scene.height) for one in moved or single[:1]}
-        for one, spot in spots.items():
-            if spot:
-                question = ask(rng, "place_in", full_name(one), name)
-                turns[f"place {name}"] = Turn("place_in", question, spot)
+        for one in moved or single[:1]:
+            if spot := certain_place(one.x, one.y, scene.width, scene.height):
+                turns[f"place {name}"] = Turn("place_in", ask(rng, "place_in", full_name(one), name), spot)
     return turns
 
 
