@@ -49,6 +49,7 @@ COUNTS = {
     "caption": 4,
     "sheet": 3,
     "single": 3,
+    "spot": 3,
     "plain_picture": 3,
     "plain_two_images": 2,
     "plain_text": 2,
@@ -342,13 +343,24 @@ def test_yes_and_no_are_balanced_in_training_too(monkeypatch: pytest.MonkeyPatch
     assert answers["shape"].most_common(1)[0][1] / answers["shape"].total() < 0.3
 
 
+def test_spots_are_everywhere_as_often() -> None:
+    """One plain shape: each of nine places about as often, although the middle has room for more of them."""
+    places = Counter()
+    for seed in range(360):
+        turns = make_sample("spot", split="train", seed=seed).turns
+        places.update(turn.answer for turn in turns if turn.type == "place")
+    assert len(places) == 9
+    assert places.total() == 360
+    assert max(places.values()) < 65
+
+
 # What is held out
 
 
 def test_unseen_pairs_are_never_named_in_training() -> None:
     """No question, answer, caption or document of training names a held-out pair; their parts are all named."""
     texts = list(pretraining_texts("train", count=3000))
-    for task in ("picture", "two_images", "text", "caption", "sheet", "single", "plain_picture"):
+    for task in ("picture", "two_images", "text", "caption", "sheet", "single", "spot", "plain_picture"):
         for seed in range(250):
             for turn in make_sample(task, split="train", seed=seed).turns:
                 texts.append(f"{turn.question} {turn.answer}")

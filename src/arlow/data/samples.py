@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .captions import (
+    PLACES,
     certain_place,
     certain_size,
     describe_digits,
@@ -202,6 +203,21 @@ def names_unseen(turn: Turn) -> bool:
     """Whether question or answer names a pair that training never shows."""
     words = f"{turn.question} {turn.answer}".lower()
     return any(f"{colour} {shape}" in words for shape, colour in UNSEEN_PAIRS)
+
+
+SPOT_KINDS = ("place", "size", "shape", "colour")
+
+
+def make_spot(rng: random.Random, split: str, most: int) -> Sample:
+    """One plain shape on one colour: where it is (drawn first: every place as often), how large, and what."""
+    spot = rng.choice([*PLACES.values()])
+    scene = None
+    while scene is None or certain_place(scene.things[0].x, scene.things[0].y, scene.width, scene.height) != spot:
+        scene = draw_scene(rng, draw_pairs(rng, 1, allowed_pairs(split)))
+    scene = make_plain(scene)
+    pools = [options_of(rng, scene, kind, allowed=()) for kind in SPOT_KINDS]
+    turns = [rng.choice(pool).turn for pool in pools if pool]
+    return Sample([picture_of(rng, scene)], in_turn(rng, turns[0], turns[1:], most))
 
 
 # Digits
@@ -519,6 +535,7 @@ MAKERS: dict[str, Callable[[random.Random, str, int], Sample]] = {
     "sheet": make_sheet,
     # First lessons: one thing alone; whole, upright shapes on one colour.
     "single": partial(make_sheet, grids=SINGLE),
+    "spot": make_spot,
     "plain_picture": partial(make_picture, plain=True),
     "plain_two_images": partial(make_two_images, plain=True),
     "plain_text": make_text,
