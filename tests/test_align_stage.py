@@ -86,6 +86,21 @@ def test_features_are_those_of_the_encoder(home: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(model.model.visual(pixels, grid).last_hidden_state, wanted.last_hidden_state)
 
 
+def test_rows_of_samples_are_normalised_as_the_encoder_learned(home: Path, tmp_path: Path) -> None:
+    """The joined config has the numbers of the encoder's processor, by which the encoder then reads uint8 rows."""
+    from arlow.training.align import Recipe, build
+
+    shutil.copytree(home / "vision", tmp_path / "vision")
+    encoder = tmp_path / "vision" / "checkpoint-5"
+    for name in ("image_processor", "video_processor"):
+        (file,) = (encoder / name).glob("*.json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.48, 0.45, 0.4]}))
+    recipe = Recipe(vision=encoder, text=home / "text", data=["x"], output_dir=tmp_path / "out", max_steps=1)
+    model, processor = build(recipe)
+    assert model.config.vision_config.image_mean == [0.48, 0.45, 0.4]
+    assert model.model.visual.config.image_mean == list(processor.image_processor.image_mean)
+
+
 @pytest.mark.parametrize("place", ["vision/checkpoint-5/vision_encoder", "vision/checkpoint-5", "vision"])
 def test_where_the_encoder_is(home: Path, tmp_path: Path, place: str) -> None:
     """The encoder's folder, its checkpoint, and the output of a run with checkpoints are all understood."""

@@ -96,21 +96,27 @@ def test_every_filter(processor, resample):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_large_jpeg_is_decoded_smaller(processor, monkeypatch, orientation):
-    """At least twice as high and wide as needed: the decoder leaves out what resizing would, upright sizes stay."""
+    """At least twice as high and wide as needed: the decoder leaves out what resizing would, upright sizes stay. Only
+    if asked for: else a file, an opened picture and an array of the same picture give the same rows."""
     decoded = []
     load = ImageFile.ImageFile.load
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: (load(self), decoded.append(self.size))[0])
     data = samples.oriented(samples.pixels(900, 1200), orientation, "JPEG", quality=95)
-    out = processor(data, return_tensors="np", max_pixels=200_000)
+    options = {"return_tensors": "np", "max_pixels": 200_000}
+    out = processor(data, **options, scale_while_decoding=True)
     assert out["image_grid_thw"].tolist() == [[1, 26, 36]]  # 364 x 504
     assert decoded[-1] in ((600, 450), (450, 600))
-    whole = processor(Image.open(io.BytesIO(data)), return_tensors="np", max_pixels=200_000)
+    whole = processor(data, **options)
+    assert decoded[-1] in ((1200, 900), (900, 1200))
+    picture = Image.open(io.BytesIO(data))
+    upright = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    for same in (picture, upright):
+        np.testing.assert_array_equal(processor(same, **options)["pixel_values"], whole["pixel_values"])
     error = levels(out["pixel_values"]) - levels(whole["pixel_values"])
-    assert np.sqrt(np.mean(error**2)) < 3
+    assert 0 < np.sqrt(np.mean(error**2)) < 3
     decoded.clear()
-    processor(
-        data, return_tensors="np", max_pixels=200_000, do_pan_and_scan=True, pan_and_scan_min_ratio_to_activate=1.2
-    )
+    crops = {"do_pan_and_scan": True, "pan_and_scan_min_ratio_to_activate": 1.2}
+    processor(data, **options, scale_while_decoding=True, **crops)
     assert {(900, 1200), (1200, 900)} & {*decoded}  # crops are cut out of the whole
 
 
@@ -121,7 +127,7 @@ def test_a_short_large_jpeg_is_refused(processor):
         short = data[: int(len(data) * share)]
         for each in (short, short + b"\xff\xd9"):
             with pytest.raises(OSError, match=r"images\[0\]|images"):
-                processor([each], return_tensors="np", max_pixels=100_000)
+                processor([each], return_tensors="np", max_pixels=100_000, scale_while_decoding=True)
 
 
 def test_many_pictures_are_read_in_order(processor):
@@ -328,11 +334,12 @@ CHANGED = {
     "do_resize": False,
     "resample": Image.Resampling.LANCZOS,
     "do_rescale": False,
-    "rescale_factor": 0.5,
+    "rescale_factor": 1 / 255.0001,
     "do_normalize": False,
     "image_mean": [0.1, 0.2, 0.3],
     "image_std": 0.25,
     "do_convert_rgb": False,
+    "scale_while_decoding": True,
     "do_pan_and_scan": True,
     "pan_and_scan_min_crop_size": 99,
     "pan_and_scan_max_num_crops": 7,
@@ -343,6 +350,15 @@ CHANGED = {
     "input_data_format": "channels_first",
     "value_range": "0..255",
 }
+
+
+def test_samples_are_normalised_in_one_place():
+    """Rows of uint8 are for the encoder to normalise: options it would not follow are errors."""
+    for options in ({"do_normalize": False}, {"do_rescale": False}):
+        with pytest.raises(ValueError, match=r"output_dtype='uint8'.* by the encoder, not do_rescale="):
+            ArlowImageProcessor(output_dtype="uint8", **options)
+    with pytest.raises(ValueError, match=r"rescale_factor=0\.5"):
+        ArlowImageProcessor()(samples.picture(), output_dtype="uint8", rescale_factor=0.5)
 
 
 def test_save_and_load_round_trip(tmp_path):

@@ -57,6 +57,28 @@ def test_a_changed_weight_is_seen():
         assert project(x.double(), twin)[0].abs().max() == 0 and project(x.double(), modules)[0].abs().max() > 0
 
 
+def test_shared_weights_stay_where_they_are():
+    """Weights that another process may train keep their memory."""
+    modules = layers().share_memory()
+    places = [weight.data_ptr() for weight in weights(modules)]
+    with torch.no_grad():
+        project(torch.randn(3, 16), modules)
+    assert places == [weight.data_ptr() for weight in weights(modules)]
+    assert all(weight.is_shared() for weight in weights(modules))
+
+
+def test_weights_that_adjoin_but_lie_in_columns():
+    """Two transposed halves of one memory are no joint weight of rows."""
+    memory = torch.randn(2, 6, 6)
+    modules = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(2))
+    for module, half in zip(modules, memory, strict=True):
+        module.weight.data = half.T
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        for found, module in zip(project(x, modules), modules, strict=True):
+            torch.testing.assert_close(found, module(x))
+
+
 def test_other_layers_are_called():
     """Hooks, replaced forwards, subclasses and mixed types are not passed by."""
     x, seen = torch.randn(3, 16), []

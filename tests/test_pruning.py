@@ -95,6 +95,21 @@ def test_background_goes_first() -> None:
     assert all(kept.view(8, 8)[place] for place in touched)
 
 
+@pytest.mark.parametrize("std", [0.5, (0.1, 0.5, 0.9)])
+def test_samples_are_judged_as_they_will_be_normalised(std: object) -> None:
+    """Rows of uint8 keep the tokens that their normalised values keep."""
+    processor = tiny_processor().image_processor
+    image = picture(3)
+    layout = {"merge": 2, "channels": 3, "ratio": 0.5}
+    kept = []
+    for dtype in ("float32", "uint8"):
+        out = processor(image, return_tensors="pt", image_std=std, output_dtype=dtype)
+        kept.append(kept_tokens(out["pixel_values"], out["image_grid_thw"].tolist(), std=std, **layout))
+    assert torch.equal(*kept)
+    if std != 0.5:  # and the channels' weights matter here
+        assert not torch.equal(kept_tokens(out["pixel_values"], out["image_grid_thw"].tolist(), **layout), kept[0])
+
+
 # Positions and features
 
 
@@ -194,6 +209,19 @@ def test_saved_together(tmp_path) -> None:
     ArlowForConditionalGeneration.from_pretrained(tmp_path).generate(**inputs, max_new_tokens=2)
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["vision_config"]["token_pruning_ratio"] == 0.25
+
+
+def test_samples_of_another_normalisation(tmp_path) -> None:
+    """A processor that leaves normalising to the encoder, beside a config with other numbers, is refused."""
+    model, processor = model_and_processor(0.0)
+    model.config.vision_config.image_mean = [0.48, 0.45, 0.4]
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    ArlowProcessor.from_pretrained(tmp_path)
+    processor.image_processor.output_dtype = "uint8"
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"image_mean=.*0\.5.*normalises by \[0\.48, 0\.45, 0\.4\]"):
+        ArlowProcessor.from_pretrained(tmp_path)
 
 
 def test_explain_shows_what_is_left_out(tmp_path) -> None:

@@ -105,6 +105,17 @@ def test_rotation_is_multiplication_by_complex_numbers(half: int, length: int, s
     torch.testing.assert_close(turned.double(), expected, atol=2e-2 if start > 1000 else 1e-3, rtol=0)
 
 
+def test_one_row_turned_by_many_angles() -> None:
+    """Angles of a batch turn a row that is the same for all; with a gradient or without."""
+    torch.manual_seed(0)
+    q, angles = torch.randn(1, 2, 3, 8), torch.randn(4, 3, 4).repeat(1, 1, 2)
+    wanted = apply_rotary_pos_emb(q, q, angles.cos(), angles.sin())[0]
+    with torch.no_grad():
+        found = apply_rotary_pos_emb(q, q, angles.cos(), angles.sin())[0]
+    assert found.shape == wanted.shape == (4, 2, 3, 8)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_scores_depend_on_distance_only() -> None:
     """A query and a key turned by positions p and p + d have the same product for every p."""
     query, key = torch.randn(2, 1, 1, 1, HEAD_DIM)

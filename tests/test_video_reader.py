@@ -28,7 +28,7 @@ from video_samples import (
     write_video,
 )
 
-import arlow.video_reader as video_reader
+import arlow.video_container as video_container
 from arlow.media_fetch import MediaPolicy
 from arlow.video_reader import Frames, flatten_videos, open_video
 
@@ -118,14 +118,14 @@ def test_only_frames_asked_for_become_pixels(tmp_path: Path, monkeypatch: pytest
     """Of 30 frames two are converted, and the file is not read behind the last of them."""
     path = write_video(tmp_path / "long.mp4", numbered_frames(30))
     converted = []
-    original = video_reader._upright_rgb
+    original = video_container._upright_rgb
 
     def counting(frame: av.VideoFrame, *, policy: MediaPolicy) -> np.ndarray:
         converted.append(frame.pts)
         return original(frame, policy=policy)
 
     video = open_video(path)
-    monkeypatch.setattr(video_reader, "_upright_rgb", counting)
+    monkeypatch.setattr(video_container, "_upright_rgb", counting)
     assert [number_of(frame) for frame in video.frames([4, 9])] == [4, 9]
     assert len(converted) == 2
 
@@ -179,7 +179,7 @@ def test_motion_is_the_mean_change_of_small_grey_frames(tmp_path: Path) -> None:
 def test_motion_makes_no_full_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Motion is measured on what the decoder's frames shrink to; none becomes RGB."""
     video = open_video(write_video(tmp_path / "clip.mp4", moving_frames(8)))
-    monkeypatch.setattr(video_reader, "_upright_rgb", lambda *_, **__: pytest.fail("converted"))
+    monkeypatch.setattr(video_container, "_upright_rgb", lambda *_, **__: pytest.fail("converted"))
     assert len(video.motion()) == 8
 
 
@@ -339,8 +339,8 @@ def test_any_damage_is_an_error_or_a_video(data: st.DataObject, tmp_path_factory
 def test_hidden_frames_of_vp8_are_not_counted() -> None:
     """VP8 stores frames that are never shown; bit 4 of the first byte tells (RFC 6386, 9.1)."""
     vp8, other = (SimpleNamespace(codec_context=SimpleNamespace(name=name)) for name in ("vp8", "h264"))
-    assert video_reader._is_shown(b"\x10\x02\x00", vp8) and not video_reader._is_shown(b"\x01\x02\x00", vp8)
-    assert video_reader._is_shown(b"\x00", other)
+    assert video_container._is_shown(b"\x10\x02\x00", vp8) and not video_container._is_shown(b"\x01\x02\x00", vp8)
+    assert video_container._is_shown(b"\x00", other)
 
 
 def test_other_formats_and_references_are_refused(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_other_formats_and_references_are_refused(tmp_path: Path) -> None:
 def test_limits_are_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels, seconds and bytes over the policy's limits are refused from headers; no frame is decoded for it."""
     path = write_video(tmp_path / "clip.mp4", moving_frames(20))
-    monkeypatch.setattr(video_reader, "_upright_rgb", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(video_container, "_upright_rgb", lambda *_, **__: pytest.fail("decoded"))
     for policy, source, named in [
         (MediaPolicy(max_pixels=100), path, "max_pixels=100"),
         (MediaPolicy(max_seconds=1.5), path, "max_seconds=1.5"),
@@ -539,9 +539,9 @@ def test_sparse_frames_are_reached_by_jumps(tmp_path: Path, monkeypatch: pytest.
     """Of 600 frames two are wanted: most packets are never read."""
     path = write_video(tmp_path / "clip.mp4", moving_frames(600, 64, 96), codec_options={"g": "30"})
     source, read = open_video(path), []
-    packets = video_reader._packets
+    packets = video_container._packets
     monkeypatch.setattr(
-        video_reader, "_packets", lambda *args, **kwargs: (read.append(p) or p for p in packets(*args, **kwargs))
+        video_container, "_packets", lambda *args, **kwargs: (read.append(p) or p for p in packets(*args, **kwargs))
     )
     assert len(list(source.frames([5, 595]))) == 2
     assert len(read) < 150

@@ -24,6 +24,9 @@ from benchmarks.settings import sized
 SIZES = {"12 MP": (3000, 4000), "1080p": (1080, 1920), "640x480": (480, 640)}
 MIXED = [(240 + 120 * (i % 8), 320 + 160 * (i * 3 % 8)) for i in range(sized(32, 4))]  # height, width
 TARGETS = {"12 MP": 4.0, "1080p": 4.0, "640x480": 2.5}
+WAYS: dict[str, dict[str, Any]] = {
+    "": {}, ", uint8": {"output_dtype": "uint8"}, ", scaled while decoding": {"scale_while_decoding": True},
+}  # fmt: skip
 ROUNDING = 0.02  # root mean square of the difference that resizing may make, of values in -1..1
 
 
@@ -34,16 +37,13 @@ def cases() -> Iterator[Case]:
 
 
 def both(name: str, files: list[bytes], target: float) -> Iterator[Case]:
-    """As float32, and as uint8 where Arlow's processor gives that."""
+    """As float32, as uint8, and decoded smaller."""
     arlow, peer = ArlowImageProcessor(size=IMAGES), Qwen2VLImageProcessorPil(size=IMAGES, **NORMAL)
 
     def theirs() -> Any:
         return peer([Image.open(io.BytesIO(file)) for file in files], return_tensors="pt")
 
-    ways: list[dict[str, Any]] = [{}]
-    if "output_dtype" in arlow.valid_kwargs.__annotations__:
-        ways.append({"output_dtype": "uint8"})
-    for way in ways:
+    for label, way in WAYS.items():
 
         def ours(way: dict[str, Any] = way) -> Any:
             return arlow(files, return_tensors="pt", **way)
@@ -52,7 +52,7 @@ def both(name: str, files: list[bytes], target: float) -> Iterator[Case]:
         check_rows(found, wanted)
         size = found["pixel_values"].nbytes / wanted["pixel_values"].nbytes
         yield Case(
-            name=f"image file to tensors, {name}" + (", uint8" if way else ""),
+            name=f"image file to tensors, {name}{label}",
             arlow=ours,
             peer=theirs,
             peer_name="Qwen2-VL (Pillow)",

@@ -87,4 +87,4 @@ def _part(mask: torch.Tensor | None, row: int, group: int, width: int, start: in
 @functools.lru_cache(maxsize=4)
 def _ahead(count: int) -> torch.Tensor:
     """(Q, Q) bool, True where a key comes after the query."""
-    return torch.ones(count, count, dtype=torch.bool).triu_(1)
+    return torch.ones(count, count, dtype=torch.bool, device="cpu").triu_(1)

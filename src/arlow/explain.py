@@ -344,9 +344,8 @@ def _kept(inputs: Mapping[str, Any], options: Options) -> torch.Tensor | None:
     ratio, grids = options["token_pruning_ratio"], inputs.get("image_grid_thw")
     if not ratio or grids is None:
         return None
-    return kept_tokens(
-        inputs["pixel_values"], np.asarray(grids).tolist(), merge=options["merge_size"], channels=3, ratio=ratio
-    )
+    layout = {"merge": options["merge_size"], "channels": 3, "ratio": ratio, "std": options["image_std"]}
+    return kept_tokens(inputs["pixel_values"], np.asarray(grids).tolist(), **layout)
 
 
 def _rows(processor: ArlowProcessor, inputs: Mapping[str, Any], options: Options) -> Iterator[Row]:

@@ -106,6 +106,7 @@ class ArlowModel(ArlowPreTrainedModel):
             merge=vision.spatial_merge_size,
             channels=vision.in_channels,
             ratio=vision.token_pruning_ratio,
+            std=vision.image_std,
         )
 
     def item_sizes(self, kind: int, grids: torch.Tensor | None) -> list[int]:

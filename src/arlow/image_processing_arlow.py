@@ -10,6 +10,7 @@ as float32 straight into the tensor that is returned. Output:
 
 # No `from __future__ import annotations`: Transformers reads the TypedDict's annotations at run time.
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ Plan = list[tuple[Box, int, int]]  # what is cut out, and the height and width (
 class ArlowImageProcessorKwargs(PixelKwargs, total=False):
     """Options of `ArlowImageProcessor`, for construction and calls."""
 
+    scale_while_decoding: bool | None  # JPEG files at least twice as large as needed: faster, one or two levels off
     do_pan_and_scan: bool | None  # crops of elongated pictures follow them as images of their own
     pan_and_scan_min_crop_size: Integer  # pixels
     pan_and_scan_max_num_crops: Integer
@@ -45,6 +47,7 @@ class ArlowImageProcessorKwargs(PixelKwargs, total=False):
 class ImageOptions(PixelOptions):
     """The options of one call, validated: `ValueError` names the field and the value. Units as above."""
 
+    scale_while_decoding: bool
     do_pan_and_scan: bool
     pan_and_scan_min_crop_size: int
     pan_and_scan_max_num_crops: int
@@ -111,6 +114,7 @@ class ArlowImageProcessor(PixelProcessor, PilBackend):
     """
 
     size = {"shortest_edge": 56 * 56, "longest_edge": 14 * 14 * 4 * 1280}
+    scale_while_decoding = False
     do_pan_and_scan = False
     pan_and_scan_min_crop_size = 256
     pan_and_scan_max_num_crops = 4
@@ -163,6 +167,7 @@ class ArlowImageProcessor(PixelProcessor, PilBackend):
 
     def _views(self, name: str, source: object, options: ImageOptions) -> list[View]:
         """A picture and its crops."""
+        target = functools.partial(options.needed, name=name) if options.scale_while_decoding else None
         picture = load_picture(
             source,
             policy=self.policy,
@@ -170,7 +175,7 @@ class ArlowImageProcessor(PixelProcessor, PilBackend):
             input_data_format=options.input_data_format,
             value_range=options.value_range,
             convert_rgb=options.do_convert_rgb,
-            target=lambda height, width: options.needed(height, width, name=name),
+            target=target,
         )
         plan = options.plan(picture.height, picture.width, name=name)
         return [_view(picture, *step, options=options) for step in plan]

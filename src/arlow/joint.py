@@ -19,10 +19,11 @@ _lock = threading.Lock()
 
 def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tensor]:
     """`[layer(x) for layer in layers]` for x (..., in): each (..., out of the layer), of a joint product as views."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not all(map(_is_plain, layers)):
-        return [layer(x) for layer in layers]
-    weight = _joint([layer.weight for layer in layers])
-    if weight is None or torch.is_autocast_enabled(x.device.type):
+    weight = None
+    busy = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+    if not busy and all(map(_is_plain, layers)):
+        weight = _joint([layer.weight for layer in layers])
+    if weight is None:
         return [layer(x) for layer in layers]
     biases = [layer.bias for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None
@@ -43,6 +44,8 @@ def _joint(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
             return None
         if first.device.type == "meta" or first.is_inference():
             return None
+        if first.device.type == "cpu" and any(w.is_shared() for w in weights):
+            return None  # another process reads or writes it where it is
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return None  # what shards weights keeps its own view of their memory
         with _lock:
@@ -59,11 +62,11 @@ def _lay_together(weights: Sequence[torch.Tensor]) -> None:
 
 
 def _adjoin(weights: Sequence[torch.Tensor]) -> bool:
-    """Whether each weight begins in memory where the one before it ends, in one storage."""
+    """Whether each weight, row by row, begins in memory where the one before it ends, in one storage."""
     storage = weights[0].untyped_storage().data_ptr()
     at = weights[0].data_ptr()
     for weight in weights:
-        if weight.data_ptr() != at or weight.untyped_storage().data_ptr() != storage:
+        if weight.data_ptr() != at or weight.untyped_storage().data_ptr() != storage or not weight.is_contiguous():
             return False
         at += weight.numel() * weight.element_size()
     return True

@@ -570,7 +570,8 @@ def _upright_size(image: Image.Image, height: int, width: int) -> tuple[int, int
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        with _lock_of(image):  # while one thread reads them, another would find them read and empty
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata do not make a picture unreadable
         return 1
 

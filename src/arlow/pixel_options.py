@@ -119,6 +119,8 @@ class PixelOptions:
             if getattr(self, name) not in allowed:
                 raise ValueError(message(name, getattr(self, name), f"expected one of {allowed}"))
         self._check_area()
+        if self.output_dtype == "uint8":
+            self._check_samples()
         if not self.do_rescale and self.value_range == "0..1":
             problem = 'the samples of value_range="0..1" become 0..255, and would stay that'
             raise ValueError(message("do_rescale", False, problem, "leave do_rescale=True, which gives 0..1 again"))
@@ -132,6 +134,15 @@ class PixelOptions:
             if not is_number(each, above=above):
                 problem = "must be a finite number" + (f" above {above}" if above == 0 else "")
                 raise ValueError(message(field, each, problem))
+
+    def _check_samples(self) -> None:
+        """Rows of samples are rescaled and normalised by the encoder, or taken as they are for another purpose."""
+        if self.do_rescale != self.do_normalize:
+            given = f"not do_rescale={self.do_rescale}, do_normalize={self.do_normalize}"
+            raise ValueError(message("output_dtype", "uint8", f"is rescaled and normalised by the encoder, {given}"))
+        if not math.isclose(self.rescale_factor, 1 / 255, rel_tol=1e-6):
+            problem = 'output_dtype="uint8" is rescaled by 1/255, in the encoder'
+            raise ValueError(message("rescale_factor", self.rescale_factor, problem))
 
     def _check_area(self) -> None:
         if self.min_pixels > self.max_pixels:
@@ -295,6 +306,13 @@ class PixelProcessor(BaseImageProcessor):
     def max_pixels(self) -> int:
         """Pixels, upper bound of the area of a resized picture or frame."""
         return self.size["longest_edge"]
+
+    def check_encoder(self, config: Mapping[str, Any]) -> None:
+        """Raise `ValueError` where the encoder of this vision config would normalise uint8 rows by other numbers."""
+        for name in ("image_mean", "image_std"):
+            ours, theirs = getattr(self, name), config.get(name, 0.5)
+            if self.output_dtype == "uint8" and not np.allclose(ours, theirs):
+                raise ValueError(message(name, ours, f"of uint8 rows, which the encoder normalises by {theirs}"))
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved: every option, not the policy."""

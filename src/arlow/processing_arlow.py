@@ -108,7 +108,8 @@ class ArlowProcessor(ProcessorMixin):
         Raises:
             OSError: files are missing or cannot be read.
             TypeError: a keyword that is almost one of the known ones.
-            ValueError: a file is damaged, or the tokenizer gives a special token another id than the config.
+            ValueError: a file is damaged, the tokenizer gives a special token another id than the config, or uint8
+                rows would be normalised by other numbers: the config's `image_mean` and `image_std`.
         """
         known = (*cls.get_attributes(), *LOADING_OPTIONS, *INIT_OPTIONS, *MEDIA_OPTIONS, *TextKwargs.__annotations__)
         refuse_misspelt(cls.__name__, kwargs, known)
@@ -117,6 +118,9 @@ class ArlowProcessor(ProcessorMixin):
         vision = config_beside(pretrained_model_name_or_path, kwargs).get("vision_config")
         if isinstance(vision, dict) and "token_pruning_ratio" in vision and "token_pruning_ratio" not in kwargs:
             processor.image_processor.token_pruning_ratio = vision["token_pruning_ratio"]
+        if isinstance(vision, dict) and vision.get("model_type") == "arlow_vision":
+            processor.image_processor.check_encoder(vision)
+            processor.video_processor.check_encoder(vision)
         return processor
 
     @classmethod

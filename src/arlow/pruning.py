@@ -18,7 +18,13 @@ from .patches import REGION, left_out
 
 
 def kept_tokens(
-    pixel_values: torch.Tensor, grids: Sequence[Sequence[int]], *, merge: int, channels: int, ratio: float
+    pixel_values: torch.Tensor,
+    grids: Sequence[Sequence[int]],
+    *,
+    merge: int,
+    channels: int,
+    ratio: float,
+    std: float | Sequence[float] = 1.0,
 ) -> torch.Tensor:
     """Which tokens of all images are kept.
 
@@ -28,21 +34,26 @@ def kept_tokens(
         merge: patches per side of a token.
         channels: C.
         ratio: share of each region that is left out, in [0, 1).
+        std: `image_std`, one number or one per channel, by which uint8 rows are yet to be divided.
 
     Returns:
         (M,) bool.
     """
     sizes = [t * h * w for t, h, w in grids]
+    scale = torch.ones(channels, device=pixel_values.device)
+    if pixel_values.dtype == torch.uint8:
+        scale = scale / torch.tensor(std, device=pixel_values.device)
     parts = [
-        _kept_of_image(rows, h // merge, w // merge, channels, ratio)
+        _kept_of_image(rows, h // merge, w // merge, scale, ratio)
         for rows, (_, h, w) in zip(pixel_values.split(sizes), grids, strict=True)
     ]
     return torch.cat(parts)
 
 
-def _kept_of_image(pixels: torch.Tensor, rows: int, columns: int, channels: int, ratio: float) -> torch.Tensor:
-    tokens, device = rows * columns, pixels.device
-    values = pixels.float().view(tokens, -1, channels, pixels.shape[1] // channels)  # [tokens, m*m, C, pixels]
+def _kept_of_image(pixels: torch.Tensor, rows: int, columns: int, scale: torch.Tensor, ratio: float) -> torch.Tensor:
+    tokens, device, channels = rows * columns, pixels.device, len(scale)
+    values = pixels.float().reshape(tokens, -1, channels, pixels.shape[1] // channels)  # [tokens, m*m, C, pixels]
+    values = values * scale[:, None]
     index = torch.arange(tokens, device=device)
     across = -(-columns // REGION)
     region = index // columns // REGION * across + index % columns // REGION  # [tokens]

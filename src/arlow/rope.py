@@ -42,7 +42,8 @@ def apply_rotary_pos_emb(
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn `x` (..., D) by angles given as `cos`, `sin` (..., D)."""
     (first, second), (cos1, cos2), (sin1, sin2) = (part.chunk(2, dim=-1) for part in (x, cos, sin))
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    grows = torch.broadcast_shapes(x.shape, cos.shape) != x.shape
+    if grows or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.cat((first * cos1 - second * sin1, second * cos2 + first * sin2), dim=-1)
     turned = torch.empty_like(x, dtype=torch.result_type(x, cos))  # written in place: no halves, no sums in between
     half1, half2 = turned.chunk(2, dim=-1)

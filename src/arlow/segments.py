@@ -329,7 +329,7 @@ def _(query: torch.Tensor, *rest: Any) -> torch.Tensor:
     return query.new_empty(query.shape)
 
 
-@functools.lru_cache(maxsize=4)  # every layer asks for the same
+@functools.lru_cache(maxsize=1)  # every layer asks for the same; biases are large, and stay
 def _groups(
     grids: Sequence[Grid],
     merge: int,

@@ -151,8 +151,7 @@ class TowerOptions(PixelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TowerImageOptions(TowerOptions, ImageOptions):
-    def needed(self, height: int, width: int, *, name: str) -> tuple[int, int]:
-        return height, width  # what the tower's processor resizes is the whole picture
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,8 @@ from .pixel_options import (
     check_integer,
     check_tensor_type,
 )
-from .video_reader import VideoSource, flatten_videos, open_video
+from .video_reader import flatten_videos, open_video
+from .video_source import VideoSource
 
 
 class ArlowVideoProcessorKwargs(PixelKwargs, total=False):

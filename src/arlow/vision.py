@@ -170,7 +170,7 @@ class ArlowPatchEmbed(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(patches, C*P*P), one still frame, or (patches, C*T*P*P) -> (patches, E). Rows are normalised floats, or
-        uint8 samples, whose normalisation is part of the product."""
+        uint8 samples, which are normalised here."""
         return self.proj(pixels)
 
 
@@ -181,20 +181,25 @@ class _RowProjection(nn.Conv3d):
     config: ArlowVisionConfig
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.dtype == torch.uint8:
+            pixels = normalised(pixels, self.config)
         flat = self.weight.flatten(1)  # [E, C*T*P*P]
         if pixels.shape[1] != flat.shape[1]:
             # A still row stands for T equal frames: the kernel summed over T gives the same.
             flat = self.weight.sum(dim=2).flatten(1)  # [E, C*P*P]
-        if pixels.dtype != torch.uint8:
-            return nn.functional.linear(pixels.to(flat.dtype), flat)
-        # w (x / 255 - mean) / std = (w / 255 std) x - w mean / std
-        mean, std = (
-            torch.tensor(each, dtype=flat.dtype, device=flat.device)
-            .expand(self.in_channels)
-            .repeat_interleave(flat.shape[1] // self.in_channels)
-            for each in (self.config.image_mean, self.config.image_std)
-        )
-        return nn.functional.linear(pixels.to(flat.dtype), flat / (255 * std), -(flat @ (mean / std)))
+        return nn.functional.linear(pixels.to(flat.dtype), flat)
+
+
+def normalised(samples: torch.Tensor, config: ArlowVisionConfig) -> torch.Tensor:
+    """Rows (N, C*K) uint8 as the processor would have normalised them, float32. (Folded into a weight of 16 bits, mean
+    and samples would cancel to less precision than the rows have.)"""
+    mean, std = (
+        torch.tensor(each, dtype=torch.float32, device=samples.device)
+        .expand(config.in_channels)
+        .repeat_interleave(samples.shape[1] // config.in_channels)
+        for each in (config.image_mean, config.image_std)
+    )
+    return samples.float() * (1 / (255 * std)) - mean / std
 
 
 class ArlowVisionBlock(GradientCheckpointingLayer):

@@ -436,6 +436,7 @@ class Collator:
         if not images.token_pruning_ratio or "pixel_values" not in batch:
             return None
         layout = {"merge": images.merge_size, "channels": 3, "ratio": images.token_pruning_ratio}
+        layout["std"] = images.image_std
         return kept_tokens(batch["pixel_values"], batch["image_grid_thw"].tolist(), **layout)
 
 

@@ -207,7 +207,10 @@ def _check_geometry(processor: ArlowProcessor, config: ArlowVisionConfig | Arlow
             if getattr(part, name) != wanted:
                 problem = f"of the {type(part).__name__}; the encoder has {wanted}"
                 raise ValueError(message(name, getattr(part, name), problem))
-    processor.image_processor.token_pruning_ratio = config.token_pruning_ratio
+    images = processor.image_processor
+    images.token_pruning_ratio = config.token_pruning_ratio
+    if isinstance(config, ArlowVisionConfig):  # what the encoder has seen: uint8 rows are to look the same
+        config.image_mean, config.image_std = images.image_mean, images.image_std
 
 
 def _joined(

@@ -28,7 +28,7 @@ from ..errors import message, value_errors
 from ..rope import VisionRotary
 from ..segments import Grid, make_layout
 from ..text import ArlowPreTrainedModel
-from ..vision import ArlowVisionBlock, ArlowVLVisionModel, select_rows
+from ..vision import ArlowVisionBlock, ArlowVLVisionModel, normalised, select_rows
 
 
 VARIANCE_FLOOR = 1e-6  # of a patch's pixels: a flat patch is divided by a thousandth
@@ -199,7 +199,8 @@ class MaskedAutoencoder(ArlowPreTrainedModel):
             each if each.shape[1] == C * T * square else each.view(-1, C, 1, square).expand(-1, -1, T, -1).flatten(1)
             for each in select_rows(rows, chosen)
         ]
-        return torch.cat(full).float()
+        pixels = torch.cat(full)
+        return normalised(pixels, vision) if pixels.dtype == torch.uint8 else pixels.float()
 
 
 def row_statistics(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
