@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers import Encoding
 from transformers.tokenization_utils_base import TruncationStrategy
 
@@ -47,6 +48,11 @@ def text_error(texts: list[Any]) -> Exception:
             except TypeError:
                 return TypeError(message(f"text[{row}]", part, "is not a list of words"))
     return TypeError("text: is neither a string nor a list of strings")
+
+
+def arrays(column: list[Any]) -> list[Any]:
+    """Rows of numbers as int64 arrays, from which tensors are made several times sooner than from lists."""
+    return [np.array(row, dtype=np.int64) if isinstance(row, list) else row for row in column]
 
 
 @functools.lru_cache(maxsize=64)

@@ -30,7 +30,7 @@ from .chat_template import (
     template_variables,
 )
 from .errors import message, refuse_misspelt, refuse_unknown
-from .token_rows import Cut, any_of, detached, joined, mask_spans, text_error, text_rows
+from .token_rows import Cut, any_of, arrays, detached, joined, mask_spans, text_error, text_rows
 from .tokenizer_files import (
     BYTES,
     SAVED_FILES,
@@ -391,6 +391,8 @@ class ArlowTokenizer(TokenizersBackend):
             self._eventual_warn_about_too_long_sequence(ids, max_length, verbose)
         if not batched and return_tensors is None and not return_overflowing_tokens:
             return BatchEncoding({key: values[0] for key, values in columns.items()}, kept)
+        if return_tensors == "pt":  # or the member of that name
+            columns = {key: arrays(values) for key, values in columns.items()}
         return BatchEncoding(columns, kept, tensor_type=return_tensors)
 
     def _columns(self, encodings: list[Encoding], wanted: dict[str, Any]) -> tuple[dict[str, list], list[Encoding]]:
