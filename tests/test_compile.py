@@ -77,6 +77,14 @@ def test_the_tower_is_one_graph_for_any_sizes(fields: dict[str, Any], sizes: lis
     assert [calls_of_the_block(graph) for graph in graphs] == [(LAYERS, 1)] * 2
 
 
+def test_tiles_in_a_graph() -> None:
+    """A picture so large that deformable attention goes by tiles, in a graph, too."""
+    model = tower(use_deformable_attention=True)
+    inputs = media([(1, 34, 40)])
+    with torch.no_grad():
+        assert_same(torch.compile(model, fullgraph=True, backend="eager")(**inputs), model(**inputs))
+
+
 def test_the_tower_without_a_word_about_sizes() -> None:
     """`torch.compile` as it is called by default finds out by itself: one graph of fixed size more."""
     model = tower()

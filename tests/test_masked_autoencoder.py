@@ -40,6 +40,19 @@ def autoencoder(*, seed: int = 0, attn: str = "sdpa", **vision: object) -> Maske
     return shaken(MaskedAutoencoder(config))
 
 
+def test_samples_are_painted_as_they_will_be_normalised() -> None:
+    """Targets of uint8 rows are those of their normalised values, also where a patch is nearly flat."""
+    model = autoencoder(image_mean=0.5, image_std=[0.2, 0.3, 0.4])
+    samples = torch.randint(120, 122, (16, STILL), dtype=torch.uint8)
+    std = torch.tensor([0.2, 0.3, 0.4]).repeat_interleave(STILL // 3)
+    values = (samples.float() / 255 - 0.5) / std
+    chosen = torch.tensor([0, 3, 9])
+    found, wanted = (normalise(model.true_rows([rows], chosen)) for rows in (samples, values))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    as_numbers = normalise(model.true_rows([samples.float()], chosen))
+    assert not torch.allclose(as_numbers, wanted, atol=1e-2)  # the channels weigh differently there
+
+
 def masks(grids, *, ratio: float = 0.75, merge: int = 2, seed: int = 0) -> list[np.ndarray]:
     """A mask for each grid, each from a generator of its own."""
     return [

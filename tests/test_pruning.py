@@ -212,16 +212,23 @@ def test_saved_together(tmp_path) -> None:
 
 
 def test_samples_of_another_normalisation(tmp_path) -> None:
-    """A processor that leaves normalising to the encoder, beside a config with other numbers, is refused."""
+    """A call that leaves normalising to the encoder, whose config has other numbers, is refused."""
     model, processor = model_and_processor(0.0)
     model.config.vision_config.image_mean = [0.48, 0.45, 0.4]
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    ArlowProcessor.from_pretrained(tmp_path)
-    processor.image_processor.output_dtype = "uint8"
-    processor.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"image_mean=.*0\.5.*normalises by \[0\.48, 0\.45, 0\.4\]"):
-        ArlowProcessor.from_pretrained(tmp_path)
+    loaded = ArlowProcessor.from_pretrained(tmp_path)
+    clip = {"video_metadata": {"fps": 1}}
+    for part, medium, more in (
+        (loaded.image_processor, picture(0), {}),
+        (loaded.video_processor, np.zeros((2, 56, 56, 3), np.uint8), clip),
+    ):
+        part(medium, **more)
+        with pytest.raises(ValueError, match=r"image_mean=.*0\.5.*normalises by \[0\.48, 0\.45, 0\.4\]"):
+            part(medium, **more, output_dtype="uint8")
+    loaded.image_processor(picture(0), output_dtype="uint8", image_mean=[0.48, 0.45, 0.4])
+    loaded.save_pretrained(tmp_path / "again")
+    assert "encoder" not in (tmp_path / "again" / "processor_config.json").read_text()
 
 
 def test_explain_shows_what_is_left_out(tmp_path) -> None:

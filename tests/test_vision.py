@@ -436,7 +436,7 @@ def test_a_token_on_the_radius_is_within() -> None:
         ([(1, 34, 40), (1, 34, 40), (1, 4, 4)], {}),
         ([(1, 64, 16)], {"deformable_attention_window": 0.1}),
         ([(3, 34, 36)], {"temporal_window_size": 2, "deformable_attention_window": 0.2}),
-        ([(1, 37, 33)], {"spatial_merge_size": 1, "deformable_attention_strength": 0.3}),
+        ([(1, 37, 33)], {"spatial_merge_size": 1, "deformable_attention_strength": 1.1}),
     ],
 )
 def test_tiles_are_the_whole(grids: list[tuple[int, int, int]], fields: dict) -> None:
@@ -457,6 +457,13 @@ def test_tiles_are_the_whole(grids: list[tuple[int, int, int]], fields: dict) ->
             assert sorted(group.tiles.queries.tolist()) == list(range(group.length))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+
+
+def test_no_tiles_where_a_bias_is_slight() -> None:
+    """What lies beyond the radius may still weigh something against a bias of 30: nothing is left out."""
+    fields = {**DEFORMABLE, "deformable_attention_strength": 0.3}
+    model = tiny_vision(attn="sdpa", depth=1, deepstack_visual_indexes=[], **fields)
+    assert all(group.tiles is None for group in make_layout_of(model, [(1, 64, 64)]).groups)
 
 
 def test_no_tiles_where_blocks_would_straddle_them() -> None:

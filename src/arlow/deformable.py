@@ -18,7 +18,7 @@ from .configuration_arlow import ArlowVisionConfig
 
 
 HIDDEN = 100.0  # how much farther than it is a patch beyond the radius counts
-CLEAR = 100.0  # bias below which a weight is nothing, whatever the scores: e^-20 is less than float32 rounds to
+CLEAR = 100.0  # bias that no difference of scores makes up for: what has it weighs nothing
 TILE = 16  # patches, side of a tile
 LEAST = 1024  # patches of a segment from which tiles pay ...
 PAYS = 0.7  # ... if they leave no more than this share of all pairs

@@ -20,8 +20,9 @@ _lock = threading.Lock()
 def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tensor]:
     """`[layer(x) for layer in layers]` for x (..., in): each (..., out of the layer), of a joint product as views."""
     weight = None
-    busy = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
-    if not busy and all(map(_is_plain, layers)):
+    device = x.device.type
+    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not (mixed or torch.is_grad_enabled() or torch.compiler.is_compiling()) and all(map(_is_plain, layers)):
         weight = _joint([layer.weight for layer in layers])
     if weight is None:
         return [layer(x) for layer in layers]

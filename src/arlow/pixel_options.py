@@ -136,8 +136,8 @@ class PixelOptions:
                 raise ValueError(message(field, each, problem))
 
     def _check_samples(self) -> None:
-        """Rows of samples are rescaled and normalised by the encoder, or taken as they are for another purpose."""
-        if self.do_rescale != self.do_normalize:
+        """Rows of samples are rescaled and normalised by the encoder, whatever these options say."""
+        if not (self.do_rescale and self.do_normalize):
             given = f"not do_rescale={self.do_rescale}, do_normalize={self.do_normalize}"
             raise ValueError(message("output_dtype", "uint8", f"is rescaled and normalised by the encoder, {given}"))
         if not math.isclose(self.rescale_factor, 1 / 255, rel_tol=1e-6):
@@ -242,8 +242,9 @@ class PixelProcessor(BaseImageProcessor):
     value_range = None
 
     # Options of a call that leaves rows as `options_type.sample_dtype`, small to keep; `normalise` does the rest.
-    raw: ClassVar[dict[str, bool]] = {"do_rescale": False, "do_normalize": False}
+    raw: ClassVar[dict[str, Any]] = {"do_rescale": False, "do_normalize": False, "output_dtype": "float32"}
     policy: MediaPolicy = DEFAULT_POLICY
+    encoder: Mapping[str, Any] | None = None  # the vision config beside which it was loaded, if any; never saved
     default_to_square = False
     options_type: type[PixelOptions]
 
@@ -307,17 +308,11 @@ class PixelProcessor(BaseImageProcessor):
         """Pixels, upper bound of the area of a resized picture or frame."""
         return self.size["longest_edge"]
 
-    def check_encoder(self, config: Mapping[str, Any]) -> None:
-        """Raise `ValueError` where the encoder of this vision config would normalise uint8 rows by other numbers."""
-        for name in ("image_mean", "image_std"):
-            ours, theirs = getattr(self, name), config.get(name, 0.5)
-            if self.output_dtype == "uint8" and not np.allclose(ours, theirs):
-                raise ValueError(message(name, ours, f"of uint8 rows, which the encoder normalises by {theirs}"))
-
     def to_dict(self) -> dict[str, Any]:
         """What is saved: every option, not the policy."""
         saved = super().to_dict()
-        saved.pop("policy", None)
+        for name in ("policy", "encoder"):
+            saved.pop(name, None)
         return saved
 
     @classmethod
@@ -331,7 +326,13 @@ class PixelProcessor(BaseImageProcessor):
 
     def _options(self, kwargs: Mapping[str, Any]) -> Any:
         """The options of a call, an `options_type`: `kwargs` over the processor's own values."""
-        return self.options_type(**self._values(kwargs))
+        options = self.options_type(**self._values(kwargs))
+        if options.output_dtype == "uint8" and self.encoder is not None:
+            for name in ("image_mean", "image_std"):
+                ours, theirs = getattr(options, name), self.encoder.get(name, 0.5)
+                if not np.allclose(ours, theirs):
+                    raise ValueError(message(name, ours, f"of uint8 rows, which the encoder normalises by {theirs}"))
+        return options
 
     def _values(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Every field of `options_type` that a caller may give. Where the call and the processor say None, the class

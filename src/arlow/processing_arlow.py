@@ -103,13 +103,13 @@ class ArlowProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a saved processor; `kwargs` may hold options of its parts. Where a model's `config.json` lies beside
-        it, their special tokens must agree, and its `token_pruning_ratio` is taken.
+        it, their special tokens must agree, and its `token_pruning_ratio` is taken; calls with `output_dtype="uint8"`
+        then need its `image_mean` and `image_std`, by which the encoder normalises.
 
         Raises:
             OSError: files are missing or cannot be read.
             TypeError: a keyword that is almost one of the known ones.
-            ValueError: a file is damaged, the tokenizer gives a special token another id than the config, or uint8
-                rows would be normalised by other numbers: the config's `image_mean` and `image_std`.
+            ValueError: a file is damaged, or the tokenizer gives a special token another id than the config.
         """
         known = (*cls.get_attributes(), *LOADING_OPTIONS, *INIT_OPTIONS, *MEDIA_OPTIONS, *TextKwargs.__annotations__)
         refuse_misspelt(cls.__name__, kwargs, known)
@@ -119,8 +119,7 @@ class ArlowProcessor(ProcessorMixin):
         if isinstance(vision, dict) and "token_pruning_ratio" in vision and "token_pruning_ratio" not in kwargs:
             processor.image_processor.token_pruning_ratio = vision["token_pruning_ratio"]
         if isinstance(vision, dict) and vision.get("model_type") == "arlow_vision":
-            processor.image_processor.check_encoder(vision)
-            processor.video_processor.check_encoder(vision)
+            processor.image_processor.encoder = processor.video_processor.encoder = vision
         return processor
 
     @classmethod

@@ -40,20 +40,22 @@ def kept_tokens(
         (M,) bool.
     """
     sizes = [t * h * w for t, h, w in grids]
-    scale = torch.ones(channels, device=pixel_values.device)
+    scale = None
     if pixel_values.dtype == torch.uint8:
-        scale = scale / torch.tensor(std, device=pixel_values.device)
+        scale = 1 / torch.tensor(std, device=pixel_values.device).expand(channels)[:, None]  # [C, 1]
     parts = [
-        _kept_of_image(rows, h // merge, w // merge, scale, ratio)
+        _kept_of_image(rows, h // merge, w // merge, channels, scale, ratio)
         for rows, (_, h, w) in zip(pixel_values.split(sizes), grids, strict=True)
     ]
     return torch.cat(parts)
 
 
-def _kept_of_image(pixels: torch.Tensor, rows: int, columns: int, scale: torch.Tensor, ratio: float) -> torch.Tensor:
-    tokens, device, channels = rows * columns, pixels.device, len(scale)
+def _kept_of_image(
+    pixels: torch.Tensor, rows: int, columns: int, channels: int, scale: torch.Tensor | None, ratio: float
+) -> torch.Tensor:
+    tokens, device = rows * columns, pixels.device
     values = pixels.float().reshape(tokens, -1, channels, pixels.shape[1] // channels)  # [tokens, m*m, C, pixels]
-    values = values * scale[:, None]
+    values = values if scale is None else values * scale
     index = torch.arange(tokens, device=device)
     across = -(-columns // REGION)
     region = index // columns // REGION * across + index % columns // REGION  # [tokens]

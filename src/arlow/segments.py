@@ -345,6 +345,7 @@ def _groups(
         return [], lengths
     thw = torch.tensor(grids, device=device)
     fields = SimpleNamespace(
+        spatial_merge_size=merge,
         use_deformable_attention=near is not None,
         deformable_attention_window=near and near[0],
         deformable_attention_strength=near and near[1],

@@ -391,7 +391,7 @@ class ArlowTokenizer(TokenizersBackend):
             self._eventual_warn_about_too_long_sequence(ids, max_length, verbose)
         if not batched and return_tensors is None and not return_overflowing_tokens:
             return BatchEncoding({key: values[0] for key, values in columns.items()}, kept)
-        if return_tensors == "pt":  # or the member of that name
+        if return_tensors == "pt" and _made_on_cpu():  # or the member of that name
             columns = {key: arrays(values) for key, values in columns.items()}
         return BatchEncoding(columns, kept, tensor_type=return_tensors)
 
@@ -509,6 +509,13 @@ class ArlowTokenizer(TokenizersBackend):
             if each < 0:
                 raise ValueError(message(f"token_ids[{index}]", each, "is negative", "leave out labels of -100"))
         return super()._decode(ids, skip_special_tokens, clean_up_tokenization_spaces)
+
+
+def _made_on_cpu() -> bool:
+    """Whether tensors are made on the CPU where nobody says where: an array becomes one of the CPU."""
+    import torch  # here: without tensors the tokenizer needs none
+
+    return torch.get_default_device().type == "cpu"
 
 
 def _with_named_tokens(kwargs: dict[str, Any]) -> dict[str, Any]:
