@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_vision import Plain
+from plain_vision import Plain
 from tiny_models import CLIP, PATCH, STILL, random_images, random_videos, shaken, tiny_vision, tiny_vision_config
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,11 +1,10 @@
-"""The vision encoder: against a plain float64 implementation written here, packed against alone, backend against
-backend."""
+"""The vision encoder: against a plain float64 implementation, packed against alone, backend against backend."""
 
 from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ import torch
 from accelerate import disk_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_vision import Plain
 from tiny_models import CLIP, PATCH, STILL, random_images, random_videos, tiny_vision
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import arlow.attention
 import arlow.deformable
@@ -25,149 +24,6 @@ from arlow import ArlowImageProcessor, ArlowVideoProcessor, ArlowVisionConfig, A
 
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "upstream" / "vl_vision"
-
-
-# The encoder once more: one item, one head, one pair of tokens at a time, in float64
-
-
-class Plain:
-    """One image or video through the weights of `model`."""
-
-    def __init__(self, model: ArlowVLVisionModel) -> None:
-        self.config = model.config
-        self.weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
-
-    def __call__(self, rows: torch.Tensor, grid: tuple[int, int, int]):
-        """Rows of any width -> patches (N, E), merged tokens (M, W), merged taps."""
-        config, places = self.config, self.places(grid)
-        x = torch.stack([self.embed(row.double()) for row in rows])
-        if config.use_progressive_patches:
-            x = x + self.linear("progressive_proj", self.coarse(x, places, grid))
-        if config.use_absolute_positions:
-            x = x + torch.stack([self.told(place, grid) for place in places])
-        taps = []
-        for i in range(config.depth):
-            name = f"blocks.{i}"
-            x = x + self.attention(f"{name}.attn", self.norm(f"{name}.norm1", x), places, grid)
-            hidden = self.gelu_tanh(self.linear(f"{name}.fc1", self.norm(f"{name}.norm2", x)))
-            x = x + self.linear(f"{name}.fc2", hidden)
-            if i in config.deepstack_visual_indexes:
-                taps.append(self.merge(f"deepstack_mergers.{len(taps)}", x))
-        return x, self.merge("merger", x), taps
-
-    def places(self, grid):
-        """(t, row, column) of each patch in packed order: frame by frame, block by block."""
-        t, h, w = grid
-        m = self.config.spatial_merge_size
-        return [
-            (f, by * m + y, bx * m + x)
-            for f, by, bx, y, x in product(range(t), range(h // m), range(w // m), range(m), range(m))
-        ]
-
-    def embed(self, row):
-        """The convolution, for the one place where its kernel fits."""
-        kernel = self.weights["patch_embed.proj.weight"]
-        channels, frames, side = kernel.shape[1], kernel.shape[2], kernel.shape[3]
-        if row.numel() == channels * side * side and frames > 1:
-            row = row.view(channels, 1, side, side).expand(-1, frames, -1, -1)
-        return torch.nn.functional.conv3d(row.reshape(1, channels, frames, side, side), kernel).flatten()
-
-    def told(self, place, grid):
-        """Waves over the frame, of a quarter of one up to four: down and across, their sines, then their cosines."""
-        count = self.config.embed_dim // 4
-        turns = [
-            (place[axis] + 0.5) / grid[axis] * 2 ** (4 * k / (count - 1) - 2) for axis in (1, 2) for k in range(count)
-        ]
-        waves = [wave(2 * math.pi * turn) for wave in (math.sin, math.cos) for turn in turns]
-        return torch.tensor(waves + [0.0] * (self.config.embed_dim % 4), dtype=torch.float64)
-
-    def coarse(self, x, places, grid):
-        """Means of 2x2 patches, and between the centres of those a straight line along each axis."""
-        t, h, w = grid
-        at = {place: x[i] for i, place in enumerate(places)}
-        rows, columns = math.ceil(h / 2), math.ceil(w / 2)
-
-        def mean(f, y, x):
-            inside = [at[f, a, b] for a in (2 * y, 2 * y + 1) for b in (2 * x, 2 * x + 1) if a < h and b < w]
-            return sum(inside) / len(inside)
-
-        small = {(f, y, x): mean(f, y, x) for f in range(t) for y in range(rows) for x in range(columns)}
-
-        def between(position, big, little):
-            source = max((position + 0.5) * little / big - 0.5, 0.0)
-            low = int(source)
-            return ((low, 1 - (source - low)), (min(low + 1, little - 1), source - low))
-
-        return torch.stack(
-            [
-                sum(
-                    wy * wx * small[f, sy, sx]
-                    for (sy, wy), (sx, wx) in product(between(y, h, rows), between(x, w, columns))
-                )
-                for f, y, x in places
-            ]
-        )
-
-    def attention(self, name, x, places, grid):
-        config, n = self.config, len(places)
-        query, key, value = self.linear(f"{name}.qkv", x).view(n, 3, config.num_heads, -1).unbind(1)
-        output = torch.zeros_like(query)
-        for head in range(config.num_heads):
-            turned_query = torch.stack([self.turn(query[i, head], places[i]) for i in range(n)])
-            turned_key = torch.stack([self.turn(key[i, head], places[i]) for i in range(n)])
-            for i in range(n):
-                seen = [j for j in range(n) if self.together(places[i], places[j])]
-                scores = [
-                    turned_query[i] @ turned_key[j] / math.sqrt(config.head_dim)
-                    + self.bias(places[i], places[j], grid)
-                    for j in seen
-                ]
-                output[i, head] = torch.stack(scores).softmax(0) @ value[seen, head]
-        return self.linear(f"{name}.proj", output.flatten(1))
-
-    def together(self, a, b):
-        size = self.config.temporal_window_size
-        return size is None or a[0] // size == b[0] // size
-
-    def bias(self, a, b, grid):
-        config = self.config
-        if not config.use_deformable_attention:
-            return 0.0
-        scale = [1 / (side - 1) if side > 1 else 0.0 for side in grid]
-        distance = math.sqrt(sum(((p - q) * s) ** 2 for p, q, s in zip(a, b, scale, strict=True)))
-        beyond = distance > config.deformable_attention_window + 1e-9
-        return -config.deformable_attention_strength * (distance + (100.0 if beyond else 0.0))
-
-    def turn(self, x, place):
-        """Pairs (i, i + half) as complex numbers, turned by position * theta^(-i/half)."""
-        half = len(x) // 2
-        third = 2 * half // 3
-        sections = self.config.mrope_sections or [2 * half - 2 * third, third, third]
-        out = x.clone()
-        for i in range(half):
-            axis = next((a for a in (1, 2) if i % 3 == a and i < 3 * sections[a]), 0)
-            angle = place[axis] * self.config.rope_theta ** (-i / half)
-            out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
-            out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
-        return out
-
-    def merge(self, name, x):
-        x = self.norm(f"{name}.ln_q", x.reshape(-1, x.shape[-1] * self.config.spatial_merge_size**2))
-        x = self.linear(f"{name}.mlp.0", x)
-        return self.linear(f"{name}.mlp.2", x * 0.5 * (1 + torch.erf(x / math.sqrt(2))))
-
-    def linear(self, name, x):
-        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-
-    def norm(self, name, x):
-        x = x - x.mean(-1, keepdim=True)
-        x = x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
-        return x * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
-
-    @staticmethod
-    def gelu_tanh(x):
-        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
 
 DEFORMABLE = {"use_deformable_attention": True}
 VARIANTS = {
@@ -335,160 +191,6 @@ def test_time_matters_across_a_clip() -> None:
     a = model(pixel_values_videos=rows, video_grid_thw=grid).pooler_output
     b = model(pixel_values_videos=rows.roll(4, 0), video_grid_thw=grid).pooler_output
     assert (a - b.roll(1, 0)).abs().max() > 1e-3
-
-
-# Deformable bias
-
-
-def captured_masks(model, monkeypatch, **arguments) -> list:
-    """The mask of every attention call of one forward."""
-    seen, real = [], arlow.segments.attention_function
-
-    def spy(backend):
-        def attend(module, query, key, value, mask, **kwargs):
-            seen.append(mask)
-            return real(backend)(module, query, key, value, mask, **kwargs)
-
-        return attend
-
-    monkeypatch.setattr(arlow.segments, "attention_function", spy)
-    model(**arguments)
-    return seen
-
-
-@torch.no_grad()
-def test_bias_is_one_for_all_heads_and_layers(monkeypatch) -> None:
-    """The bias of a segment is (1, 1, L, L), the same tensor in every block; equal windows share one."""
-    model = tiny_vision(depth=4, temporal_window_size=2, **DEFORMABLE)
-    rows, grid = random_videos([(6, 2, 4), (6, 2, 4)])
-    masks = captured_masks(model, monkeypatch, pixel_values_videos=rows, video_grid_thw=grid)
-    assert len(masks) == 4  # six windows of one geometry: one call per block
-    assert {mask.shape for mask in masks} == {(1, 1, 16, 16)}
-    assert {mask.data_ptr() for mask in masks} == {masks[0].data_ptr()}
-
-
-@torch.no_grad()
-def test_nothing_is_recomputed_per_layer(monkeypatch) -> None:
-    """Positions, rotations and biases are made once per forward, however deep the encoder."""
-
-    def counts(depth: int) -> dict[str, int]:
-        model = tiny_vision(depth=depth, deepstack_visual_indexes=[], **DEFORMABLE)
-        modules = {
-            "patch_coordinates": arlow.segments, "windows": arlow.segments, "normalised_distances": arlow.deformable,
-        }  # fmt: skip
-        seen = dict.fromkeys(modules, 0)
-        with monkeypatch.context() as patch:
-            for name, module in modules.items():
-                real = getattr(module, name)
-
-                def spy(*args, name=name, real=real):
-                    seen[name] += 1
-                    return real(*args)
-
-                patch.setattr(module, name, spy)
-            turns = []
-            model.rotary_emb.register_forward_hook(lambda *_: turns.append(1))
-            model(*random_images([(1, 4, 4), (1, 4, 4), (1, 2, 2)]))
-        return {**seen, "rotary": len(turns)}
-
-    assert counts(1) == counts(5)
-    assert counts(1)["normalised_distances"] == 2  # two geometries
-    assert counts(1)["rotary"] == 1
-
-
-@torch.no_grad()
-def test_no_tensor_of_heads_times_tokens_squared() -> None:
-    """With SDPA no operation makes a tensor larger than one bias: nothing of heads x tokens x tokens."""
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            output = func(*args, **(kwargs or {}))
-            for tensor in output if isinstance(output, (tuple, list)) else (output,):
-                if isinstance(tensor, torch.Tensor):
-                    self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
-            return output
-
-    model = tiny_vision(num_heads=4, mrope_sections=[4, 2, 2], **DEFORMABLE)
-    tokens = 20 * 20
-    rows, grids = random_images([(1, 20, 20)])
-    with Largest() as largest:
-        model(rows, grids)
-    assert largest.elements <= tokens**2
-
-
-@torch.no_grad()
-def test_a_token_on_the_radius_is_within() -> None:
-    """On a grid of 5 x 5 the default radius of 0.25 is one step: straight neighbours are seen, diagonal ones not."""
-    model = tiny_vision(depth=1, num_heads=1, deepstack_visual_indexes=[], spatial_merge_size=1, **DEFORMABLE)
-    model.set_attn_implementation("eager")
-    output = model(*random_images([(1, 5, 5)]), output_attentions=True)
-    (weights,) = output.attentions[0]
-    seen = (weights[0, 0] > 1e-20).view(5, 5, 5, 5)
-    for y, x, v, u in product(range(5), repeat=4):
-        assert seen[y, x, v, u] == (abs(y - v) + abs(x - u) <= 1)
-
-
-@pytest.mark.parametrize(
-    ("grids", "fields"),
-    [
-        ([(1, 34, 40), (1, 34, 40), (1, 4, 4)], {}),
-        ([(1, 64, 16)], {"deformable_attention_window": 0.1}),
-        ([(3, 34, 36)], {"temporal_window_size": 2, "deformable_attention_window": 0.2}),
-        ([(1, 37, 33)], {"spatial_merge_size": 1, "deformable_attention_strength": 1.1}),
-    ],
-)
-def test_tiles_are_the_whole(grids: list[tuple[int, int, int]], fields: dict) -> None:
-    """Large pictures and clips are attended tile by tile; outputs and gradients are those of all pairs."""
-    results = []
-    for attn in ("eager", "sdpa"):
-        model = tiny_vision(attn=attn, depth=1, deepstack_visual_indexes=[], **DEFORMABLE, **fields)
-        rows, grid = random_images(grids) if grids[0][0] == 1 else random_videos(grids)
-        names = ("pixel_values", "grid_thw") if grids[0][0] == 1 else ("pixel_values_videos", "video_grid_thw")
-        output = model(**dict(zip(names, (rows, grid), strict=True))).pooler_output
-        output.square().sum().backward()
-        results.append((output, model.blocks[0].attn.qkv.weight.grad))
-    layout = make_layout_of(model, grids)
-    assert any(group.tiles is not None for group in layout.groups)
-    for group in layout.groups:
-        if group.tiles is not None:
-            assert sum(own * seen for own, seen, _ in group.tiles.parts) < 0.7 * group.length**2
-            assert sorted(group.tiles.queries.tolist()) == list(range(group.length))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
-
-
-def test_no_tiles_where_a_bias_is_slight() -> None:
-    """What lies beyond the radius may still weigh something against a bias of 30: nothing is left out."""
-    fields = {**DEFORMABLE, "deformable_attention_strength": 0.3}
-    model = tiny_vision(attn="sdpa", depth=1, deepstack_visual_indexes=[], **fields)
-    assert all(group.tiles is None for group in make_layout_of(model, [(1, 64, 64)]).groups)
-
-
-def test_no_tiles_where_blocks_would_straddle_them() -> None:
-    """With blocks of 3 x 3 patches, tiles of 16 would differ in the order of their patches: attended as a whole."""
-    fields = {"depth": 1, "deepstack_visual_indexes": [], "spatial_merge_size": 3, **DEFORMABLE}
-    grids = [(1, 48, 48)]
-    models = [tiny_vision(attn=attn, **fields) for attn in ("eager", "sdpa")]
-    rows, grid = random_images(grids)
-    with torch.no_grad():
-        one, other = (model(pixel_values=rows, grid_thw=grid).pooler_output for model in models)
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    assert all(group.tiles is None for group in make_layout_of(models[1], grids).groups)
-
-
-def make_layout_of(model, grids):
-    thw, grids = torch.tensor(grids), [arlow.segments.Grid(*grid) for grid in grids]
-    states = torch.zeros(sum(t * h * w for t, h, w in grids), 1)
-    return arlow.segments.make_layout(model.config, model.rotary_emb, states, thw, grids)
-
-
-def test_bias_of_one_row_and_one_frame() -> None:
-    """An axis of one place has no distance: no division by zero."""
-    places = torch.tensor([[0, 0, 0], [0, 0, 1]])
-    distance = arlow.deformable.normalised_distances(places, places, arlow.segments.Grid(1, 1, 2))
-    assert distance.tolist() == [[0.0, 1.0], [1.0, 0.0]]
 
 
 # Backends
