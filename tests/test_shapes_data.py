@@ -53,6 +53,7 @@ COUNTS = {
     "plain_picture": 3,
     "plain_two_images": 2,
     "plain_text": 2,
+    "described": 3,
     "texts": 20,
 }
 
@@ -360,7 +361,7 @@ def test_spots_are_everywhere_as_often() -> None:
 def test_unseen_pairs_are_never_named_in_training() -> None:
     """No question, answer, caption or document of training names a held-out pair; their parts are all named."""
     texts = list(pretraining_texts("train", count=3000))
-    for task in ("picture", "two_images", "text", "caption", "sheet", "single", "spot", "plain_picture"):
+    for task in ("picture", "two_images", "text", "caption", "sheet", "single", "spot", "plain_picture", "described"):
         for seed in range(250):
             for turn in make_sample(task, split="train", seed=seed).turns:
                 texts.append(f"{turn.question} {turn.answer}")

@@ -6,10 +6,8 @@ import itertools
 import random
 from collections.abc import Callable
 
-from .captions import describe_scene, describe_story
-from .questions import SCENE_OPTIONS, Turn, options_of, pick_turns
-from .samples import CHANGES, SCENE_WEIGHTS, draw_change, draw_story_about, pair_turns
-from .scenes import allowed_pairs, draw_pairs, draw_scene
+from .described import draw_described
+from .questions import Turn
 from .text_questions import (
     DAYS,
     MONTHS,
@@ -19,7 +17,6 @@ from .text_questions import (
     draw_text_turns,
     draw_word,
 )
-from .wordings import ask
 
 
 def questions_document(rng: random.Random, split: str) -> str:
@@ -45,50 +42,10 @@ def written(rng: random.Random, turns: list[Turn]) -> str:
     return end.join(f"{before}{turn.question}{between}{turn.answer}" for turn in turns)
 
 
-def scene_document(rng: random.Random, split: str) -> str:
-    """A picture in words, and questions about it."""
-    while True:
-        scene = draw_scene(rng, draw_pairs(rng, rng.randint(1, 4), allowed_pairs(split)))
-        pools = {kind: options_of(rng, scene, kind, allowed=allowed_pairs(split)) for kind in SCENE_OPTIONS}
-        del pools["larger"]  # the sizes a caption tells are too coarse
-        if pools["exists"]:
-            break
-    turns = pick_turns(rng, rng.choice(pools["exists"]), pools, rng.randint(1, 4), weights=SCENE_WEIGHTS)
-    return f"Picture: {describe_scene(scene, rng.randrange(3))}\n{written(rng, turns[1:] or turns)}"
-
-
-def clip_document(rng: random.Random, split: str) -> str:
-    """A clip in words, and questions about it."""
-    story = draw_story_about(rng, split, rng.choice(["video_direction", "video_size", "video_changes", None]))
-    turns = [Turn("video_changes", "How many times does the shape change colour?", str(len(story.colours) - 1))]
-    if story.direction:
-        turns.append(Turn("video_direction", "Which way does the shape move?", story.direction))
-    if story.size:
-        turns.append(Turn("video_size", "Does the shape grow or shrink?", story.size))
-    rng.shuffle(turns)
-    return f"Video: {describe_story(story, rng.randrange(3))}\n{written(rng, turns)}"
-
-
-# What two things have in common: by whether their shapes and their colours are alike.
-COMMONS = {(True, True): "both", (False, True): "colour", (True, False): "shape", (False, False): "nothing"}
-
-
-def pair_document(rng: random.Random, split: str) -> str:
-    """Two pictures in words, or a picture and a clip, and what is the same."""
-    if rng.random() < 0.25:
-        shape, colour = rng.choice(allowed_pairs(split))
-        alike = [pair for pair in allowed_pairs(split) if shape in pair or colour in pair]
-        other, hue = rng.choice(rng.choice([alike, allowed_pairs(split), [(shape, colour)]]))
-        answer = f"{colour} {shape}, {hue} {other}: {COMMONS[shape == other, colour == hue]}"
-        turn = Turn("in_common", ask(rng, "in_common"), answer)
-        return f"Picture: {colour} {shape}.\nVideo: {hue} {other}.\n{written(rng, [turn])}"
-    change, drawn = rng.choice([None, *CHANGES]), None
-    while drawn is None:
-        drawn = draw_change(rng, split, change)
-    *scenes, thing = drawn
-    turns = [*pair_turns(rng, scenes, thing, change).values()]
-    first, second = (describe_scene(scene, 2) for scene in scenes)
-    return f"First picture: {first}\nSecond picture: {second}\n{written(rng, rng.sample(turns, min(3, len(turns))))}"
+def described_document(rng: random.Random, split: str) -> str:
+    """Pictures or a clip in words, and questions about them."""
+    description, turns = draw_described(rng, split, rng.randint(2, 8))
+    return f"{description}\n{written(rng, turns)}"
 
 
 def number_document(rng: random.Random, split: str) -> str:
@@ -132,10 +89,8 @@ def calendar_document(rng: random.Random, split: str) -> str:
 
 
 DOCUMENTS: dict[Callable[[random.Random, str], str], float] = {
-    questions_document: 4.0,
-    scene_document: 3.0,
-    pair_document: 1.5,
-    clip_document: 1.0,
+    questions_document: 3.0,
+    described_document: 7.0,
     number_document: 1.0,
     spelling_document: 1.5,
     calendar_document: 0.4,
