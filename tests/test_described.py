@@ -1,0 +1,101 @@
+"""Pictures in words: every answer can be found in the words, by reading them."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from arlow.data.captions import PLACES
+from arlow.data.described import described_clip, described_pair, described_scene, make_described
+from arlow.data.scenes import COLOURS, SHAPES
+
+
+SIZES = ("small", "medium", "large")
+WHERE = {words: place for place, words in PLACES.items()}
+# "at the top left" begins with "at the top": the longest that fits.
+THING = re.compile(
+    rf"({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}),? "
+    rf"({'|'.join(sorted(PLACES.values(), key=len, reverse=True))})"
+)
+
+
+def read(description: str) -> list[tuple[str, str, str, tuple[int, int]]]:
+    """Size, colour, shape and place (column, row) of everything a description names."""
+    return [(size, colour, shape, WHERE[place]) for size, colour, shape, place in THING.findall(description)]
+
+
+def asked_about(question: str, things: list) -> list:
+    """Whatever the words of a question fit."""
+    words = set(re.findall(r"[a-z]+", question.lower()))
+    shapes = {shape for shape in SHAPES if words & {shape, shape + "s"}}
+    colours = {colour for colour in COLOURS if colour in words}
+    return [thing for thing in things if (not shapes or thing[2] in shapes) and (not colours or thing[1] in colours)]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_asked_is_told(seed: int) -> None:
+    """Counts, colours, shapes, places, sides and sizes are those of the words."""
+    rng = random.Random(seed)
+    for _ in range(10):
+        description, turns = described_scene(rng, "train", 8)
+        things = read(description)
+        assert 1 <= len(things) <= 4 and len({thing[3] for thing in things}) == len(things)
+        for turn in turns:
+            found = asked_about(turn.question, things)
+            if turn.type == "count":
+                assert turn.answer == str(len(found)), (description, turn)
+            elif turn.type == "exists":
+                assert turn.answer == ("yes" if found else "no"), (description, turn)
+            elif turn.type == "place":
+                assert [turn.answer] == [PLACES[thing[3]] for thing in found], (description, turn)
+            elif turn.type in ("colour", "shape"):
+                assert [turn.answer] == [thing[1 if turn.type == "colour" else 2] for thing in found], (
+                    description,
+                    turn,
+                )
+            elif turn.type == "position":
+                assert turn.answer in {f"the {thing[1]} {thing[2]}" for thing in things}, (description, turn)
+            elif turn.type == "larger":
+                assert len({thing[0] for thing in things}) > 1, (description, turn)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_pictures_differ_in_their_words(seed: int) -> None:
+    """What changed is seen in the words: "same" where both are told alike, and only there."""
+    rng = random.Random(seed)
+    for _ in range(10):
+        description, turns = described_pair(rng, "train", 12)
+        first, second = (line.partition(": ")[2] for line in description.splitlines())
+        (same,) = (turn for turn in turns if turn.type == "same_different")
+        assert same.answer == ("same" if first == second else "different")
+        for turn in turns:
+            if turn.type == "what_changed" and turn.answer == "number":
+                assert len(read(first)) != len(read(second))
+            if turn.type == "count":
+                assert turn.answer == str(len(read(first if "first" in turn.question else second)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_clips(seed: int) -> None:
+    """Answers about a clip are words of its description, and as many changes as it names."""
+    rng = random.Random(seed)
+    for _ in range(10):
+        description, turns = described_clip(rng, "train", 8)
+        for turn in turns:
+            if turn.type == "video_changes":
+                colours = re.findall("|".join(COLOURS), description)
+                assert turn.answer == str(len(colours) - 1)
+            else:
+                assert turn.answer in description
+
+
+def test_the_description_stands_before_the_first_question() -> None:
+    """As a conversation: one text, then at most as many turns as asked for."""
+    for seed in range(30):
+        sample = make_described(random.Random(seed), "train", 3)
+        assert not sample.media and 1 <= len(sample.turns) <= 3
+        first, *others = sample.turns
+        assert re.match("(Picture|Video|First picture): ", first.question)
+        assert not any("icture: " in turn.question for turn in others)
