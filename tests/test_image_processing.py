@@ -334,7 +334,7 @@ CHANGED = {
     "do_resize": False,
     "resample": Image.Resampling.LANCZOS,
     "do_rescale": False,
-    "rescale_factor": 1 / 255.0001,
+    "rescale_factor": 0.5,
     "do_normalize": False,
     "image_mean": [0.1, 0.2, 0.3],
     "image_std": 0.25,
@@ -346,7 +346,7 @@ CHANGED = {
     "pan_and_scan_min_ratio_to_activate": 2,
     "max_tokens_per_image": 77,
     "token_pruning_ratio": 0.25,
-    "output_dtype": "uint8",
+    "output_dtype": "float32",  # bytes go with none of the above
     "input_data_format": "channels_first",
     "value_range": "0..255",
 }
@@ -366,7 +366,7 @@ def test_save_and_load_round_trip(tmp_path):
     assert set(CHANGED) == set(ImageOptions.__dataclass_fields__) - {"min_pixels", "max_pixels"} | {"size"}
     changed = ArlowImageProcessor(**CHANGED)
     changed.policy = MediaPolicy(max_pixels=10)
-    for made in (ArlowImageProcessor(), changed):
+    for made in (ArlowImageProcessor(), ArlowImageProcessor(output_dtype="uint8"), changed):
         made.save_pretrained(tmp_path)
         saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
         assert "policy" not in saved and saved["image_processor_type"] == "ArlowImageProcessor"
