@@ -97,7 +97,7 @@ def generating(
 
     def go_on() -> torch.Tensor:
         found = model.generate(**given, past_key_values=cache)
-        cache.crop(context)
+        cache.crop(context - cache.get_seq_length())  # a negative number: how many to remove
         return found
 
     return go_on
