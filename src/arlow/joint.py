@@ -1,8 +1,8 @@
 """Several linear layers of one input as one matrix product, for inference: fewer, larger products.
 
 The layers stay what they are, by name, type and parameter: their weights are laid one behind the other in memory once,
-and the joint product reads them there. Whatever moves a weight elsewhere (another device, an adapter, training with
-sharded weights) parts them, and they are laid together again, or used one by one.
+and the joint product reads them there. Whatever moves a weight elsewhere (another device, an adapter) parts them, and
+they are laid together again. Weights whose memory others use (another process, what shards them) are used one by one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ _lock = threading.Lock()
 
 def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tensor]:
     """`[layer(x) for layer in layers]` for x (..., in): each (..., out of the layer), of a joint product as views."""
-    weight = None
-    device = x.device.type
-    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if not (mixed or torch.is_grad_enabled() or torch.compiler.is_compiling()) and all(map(_is_plain, layers)):
-        weight = _joint([layer.weight for layer in layers])
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_mixed(x) or not all(map(_is_plain, layers)):
+        return [layer(x) for layer in layers]
+    weight = _joint([layer.weight for layer in layers])
     if weight is None:
         return [layer(x) for layer in layers]
     biases = [layer.bias for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None
     return nn.functional.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+
+
+def _is_mixed(x: torch.Tensor) -> bool:
+    """Whether autocast chooses the dtype of products."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -77,7 +77,7 @@ class VideoSource:
 
     def _decode(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
         """The frames at `wanted` (distinct, rising), each (H, W, 3) uint8."""
-        raise NotImplementedError
+        raise NotImplementedError  # a file and frames in memory each have their own way
 
 
 def check_frame_count(count: int, *, policy: MediaPolicy, name: str) -> None:

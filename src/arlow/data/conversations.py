@@ -435,9 +435,14 @@ class Collator:
         images = self.processor.image_processor
         if not images.token_pruning_ratio or "pixel_values" not in batch:
             return None
-        layout = {"merge": images.merge_size, "channels": 3, "ratio": images.token_pruning_ratio}
-        layout["std"] = images.image_std
-        return kept_tokens(batch["pixel_values"], batch["image_grid_thw"].tolist(), **layout)
+        return kept_tokens(
+            batch["pixel_values"],
+            batch["image_grid_thw"].tolist(),
+            merge=images.merge_size,
+            channels=3,
+            ratio=images.token_pruning_ratio,
+            std=images.image_std,
+        )
 
 
 def pack_rows(lengths: Sequence[int]) -> list[list[int]]:
