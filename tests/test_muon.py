@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from text_samples import causal_lm, token_ids
 
-from arlow.training.muon import MuonAdamW, make_muon
+from arlow.training.muon import Muon, MuonAdamW, make_muon
 
 
 def optimiser(model: torch.nn.Module, **rates: float) -> MuonAdamW:
@@ -51,6 +52,26 @@ def test_a_step_is_the_orthogonal_factor_of_the_gradient() -> None:
     assert values.min() > 0.6 and values.max() < 1.3
     wanted = u @ v
     assert torch.nn.functional.cosine_similarity(moved.flatten(), wanted.flatten(), dim=0) > 0.97
+
+
+@pytest.mark.parametrize("shape", [(24, 48), (48, 24), (32, 32)])
+def test_bfloat16_is_pytorchs_muon_and_float32_is_nearer(shape: tuple[int, int]) -> None:
+    """Three steps in bfloat16 are those of `torch.optim.Muon` bit for bit; in float32 those of float64."""
+
+    def walk(make, dtype: torch.dtype) -> torch.Tensor:
+        torch.manual_seed(1)
+        weight = torch.nn.Parameter(torch.randn(shape).to(dtype))
+        optimizer = make([{"params": [weight], "lr": 0.02, "weight_decay": 0.1}])
+        for _ in range(3):
+            weight.grad = torch.randn(shape).to(dtype)
+            optimizer.step()
+        return weight.detach()
+
+    ours = {dtype: walk(partial(Muon, dtype=dtype), torch.float32) for dtype in (torch.bfloat16, torch.float32)}
+    theirs = walk(partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw"), torch.float32)
+    assert torch.equal(ours[torch.bfloat16], theirs)
+    exact = walk(partial(Muon, dtype=torch.float64), torch.float64)
+    torch.testing.assert_close(ours[torch.float32].double(), exact, rtol=1e-4, atol=1e-5)
 
 
 def test_parts_have_their_own_rates_and_a_scheduler_reaches_them() -> None:

@@ -442,6 +442,7 @@ class ArlowTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
                 decayed=set(self.get_decay_parameter_names(chosen)),
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
+                dtype=torch.bfloat16 if self.args.bf16 or self.args.fp16 else torch.float32,
             )
             return self.optimizer
         optimizer = super().create_optimizer(model)

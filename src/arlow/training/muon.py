@@ -17,20 +17,66 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
+STEEPNESS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives every singular value towards 1 (Jordan et al.)
+ROUNDS = 5
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, with the matrix products of its Newton-Schulz rounds in `dtype`: those of PyTorch are always
+    bfloat16, which on a CPU without such products is a third of the time of a step."""
+
+    def __init__(self, groups: list[dict[str, Any]], *, dtype: torch.dtype) -> None:
+        super().__init__(groups, adjust_lr_fn="match_rms_adamw")
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if closure is not None:
+            raise ValueError("closure: Muon takes none")
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight.grad)
+                average = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
+                towards = orthogonal(weight.grad.lerp(average, group["momentum"]).to(self.dtype))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(towards, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """About the nearest matrix whose singular values are all 1, in the dtype of `matrix`, by Newton-Schulz rounds."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    first, third, fifth = STEEPNESS
+    wide = wide / wide.norm().clamp(min=1e-7)  # no singular value is above 1 then
+    for _ in range(ROUNDS):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=third, alpha=fifth), wide, beta=first)
+    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """One optimiser of two: `param_groups` are those of both, in that order.
 
     Args:
         matrices: groups (`params`, `lr`, `weight_decay`) of 2-D weights, for Muon.
         others: groups of everything else, for AdamW with `betas`.
+        dtype: of Muon's matrix products.
     """
 
     def __init__(
-        self, matrices: list[dict[str, Any]], others: list[dict[str, Any]], *, betas: tuple[float, float]
+        self,
+        matrices: list[dict[str, Any]],
+        others: list[dict[str, Any]],
+        *,
+        betas: tuple[float, float],
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         chosen: list[torch.optim.Optimizer] = []
         if matrices:
-            chosen.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"))
+            chosen.append(Muon(matrices, dtype=dtype))
         if others:
             chosen.append(torch.optim.AdamW(others, betas=betas))
         super().__init__([group for part in chosen for group in part.param_groups], {})
@@ -63,12 +109,14 @@ def make_muon(
     weight_decay: float,
     decayed: set[str],
     betas: tuple[float, float],
+    dtype: torch.dtype = torch.bfloat16,
 ) -> MuonAdamW:
     """The optimiser of a model's trainable weights.
 
     Args:
         learning_rate: of a weight, by its name.
         decayed: names of the weights that decay.
+        dtype: of Muon's matrix products.
     """
     head = model.get_output_embeddings()
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
@@ -81,4 +129,4 @@ def make_muon(
     trained = sorted(((n, p) for n, p in model.named_parameters() if p.requires_grad), key=kind)
     for (hidden, rate, decay), items in groupby(trained, key=kind):
         groups[hidden].append({"params": [weight for _, weight in items], "lr": rate, "weight_decay": decay})
-    return MuonAdamW(groups[True], groups[False], betas=betas)
+    return MuonAdamW(groups[True], groups[False], betas=betas, dtype=dtype)
