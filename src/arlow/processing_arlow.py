@@ -29,7 +29,7 @@ from .token_rows import mask_spans
 from .tokenization_arlow import INIT_OPTIONS, LOADING_OPTIONS
 from .tokenizer_files import SAVED_FILES, config_beside, damaged_files_named
 from .video_processing_arlow import ArlowVideoProcessorKwargs
-from .video_reader import Frames, flatten_videos
+from .video_reader import flatten_videos, one_video
 
 
 KINDS = ("image", "video")
@@ -491,7 +491,7 @@ class ArlowProcessor(ProcessorMixin):
             if not no_media(given) and any(rows):
                 raise ValueError(message(keyword, given, f"the conversation names its {keyword} already"))
             if kind == "video":
-                rows = [[_one_video(source) for source in row] for row in rows]
+                rows = [[one_video(source) for source in row] for row in rows]
             found.append(rows if any(rows) else given)
         return found[0], found[1]
 
@@ -582,11 +582,6 @@ def no_media(given: Any) -> bool:
     if isinstance(given, (list, tuple)):
         return all(isinstance(row, (list, tuple)) and not row for row in given)
     return given is None
-
-
-def _one_video(source: Any) -> Any:
-    """A source of a conversation is one video, also when it is a list of frames."""
-    return Frames(source) if isinstance(source, (list, tuple)) else source
 
 
 def _prompts(text: Any) -> list[Prompt]:

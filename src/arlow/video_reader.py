@@ -52,6 +52,11 @@ class Frames(tuple):
     """The frames of one video: how `flatten_videos` marks what it recognised as a frame list."""
 
 
+def one_video(source: Any) -> Any:
+    """A source of a conversation, which is one video also when it is a list of frames."""
+    return Frames(source) if isinstance(source, (list, tuple)) else source
+
+
 def open_video(
     source: Any,
     *,

@@ -29,6 +29,7 @@ from ..linear_loss import IGNORED
 from ..positions import get_rope_index
 from ..processing_arlow import ArlowProcessor
 from ..pruning import kept_tokens
+from ..video_reader import one_video
 from .draws import Draws
 
 
@@ -318,7 +319,7 @@ class Conversations:
             out = processor.preprocess([source], **processor.raw)
             text = self.processor.replace_image_token(out, 0)
         else:
-            out = processor.preprocess(_one_video(source), **processor.raw, return_metadata=True)
+            out = processor.preprocess([one_video(source)], **processor.raw, return_metadata=True)
             text = self.processor.replace_video_token(out, 0, timestamp_alignment=self.processor.timestamp_alignment)
         pixels, grids = PIXELS[kind]
         media = Media(
@@ -344,12 +345,6 @@ class _Rendered:
     @property
     def generated(self) -> tuple[tuple[int, int], ...]:
         return self.prompt.generated
-
-
-def _one_video(source: Any) -> Any:
-    from ..video_reader import Frames
-
-    return [Frames(source) if isinstance(source, (list, tuple)) else source]
 
 
 def _covered(ranges: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
