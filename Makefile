@@ -29,6 +29,11 @@ $(VENV)/.stamp-dev: pyproject.toml constraints.txt arlow.pth
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# DeepSpeed compiles nothing when it is installed: on a CPU it needs none of its operators.
+$(VENV)/.stamp-slow: $(VENV)/.stamp-dev
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt deepspeed
+	@touch $@
+
 $(VENV)/.stamp-docs: $(VENV)/.stamp-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $@
@@ -45,7 +50,7 @@ test: $(VENV)/.stamp-dev
 notebooks: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -q --nbmake docs/notebooks $(ARGS)
 
-slow: $(VENV)/.stamp-dev
+slow: $(VENV)/.stamp-slow
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 lint: $(VENV)/.stamp-dev types

@@ -75,6 +75,8 @@ WRONG = {
     "schedule_options={num_cycle: 1}": "schedule_options={'num_cycle': 1}: cosine does not take these",
     "schedule=warmup_stable_decay": "schedule_options={}: warmup_stable_decay does not take these",
     "trainer={lerning_rate: 1}": "trainer got an unexpected keyword argument 'lerning_rate'",
+    "fsdp={reshard_after_foward: false}": "no such option; did you mean 'reshard_after_forward'?",
+    "fsdp={state_dict_type: SHARDED_STATE_DICT}": "only FULL_STATE_DICT writes a model that others can load",
     "deepspeed=nowhere.json": "deepspeed='nowhere.json': no such file",
     "output_dir=texts.jsonl": "output_dir='texts.jsonl': a file, not a directory",
     "output_dir": "override='output_dir': not a setting; write key=value",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from chat_samples import assistant, chat_processor, conversations, quiet, save_model, user, write_rows
 from safetensors.torch import load_file
+from training_runs import losses
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from arlow.data.bad_samples import TooManyBadSamples
@@ -79,6 +80,15 @@ def test_learns_the_answers(home: Path, tmp_path: Path, packing: bool, capsys: p
     for folder in (out, out / "checkpoint-60"):
         for name in ("config.json", "generation_config.json"):
             assert json.loads((folder / name).read_text())["use_cache"] is True
+
+
+@pytest.mark.slow
+def test_compiled_run(home: Path, tmp_path: Path) -> None:
+    """`compile: true` gives the losses of the plain run."""
+    plain, compiled = (
+        losses(finetune(home, tmp_path / str(on), compile=on, learning_rate=1e-3, log_steps=1)) for on in (False, True)
+    )
+    assert compiled == pytest.approx(plain, rel=1e-3)
 
 
 @pytest.mark.parametrize(

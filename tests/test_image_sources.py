@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import picture
+from PIL import Image
 from pydantic import ValidationError
 from torch.utils.data import DataLoader, Dataset
 from video_samples import number_of, numbered_frames, write_video
@@ -41,15 +42,19 @@ def write_pictures(folder: Path, count: int = 5) -> Path:
     return folder
 
 
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def write_shards(folder: Path, shards: int = 3, each: int = 4) -> str:
     """Tar files of PNGs and their labels; the brace pattern that names them."""
     folder.mkdir(exist_ok=True)
     for shard in range(shards):
         with tarfile.open(folder / f"s-{shard}.tar", "w") as tar:
             for number in range(each):
-                buffer = io.BytesIO()
-                picture(16, 16, seed=number).save(buffer, "PNG")
-                for suffix, data in (("png", buffer.getvalue()), ("cls", b"1")):
+                for suffix, data in (("png", png(picture(16, 16, seed=number))), ("cls", b"1")):
                     info = tarfile.TarInfo(f"{shard}{number}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
@@ -110,6 +115,31 @@ def test_dataset(parquet: list[str], streaming: bool, tmp_path: Path) -> None:
     )  # fmt: skip
     draws = source.open("image", name="images").draws(heights, count=8, seed=1, bad_samples=bad(), batch_size=2)
     assert sorted(draws[i] for i in range(8)) == list(range(16, 24))
+
+
+def test_bad_pictures_of_a_streamed_dataset(tmp_path: Path) -> None:
+    """A damaged and a missing picture are named by themselves, once however often they come in whichever order; opening
+    a stream reads one picture of it."""
+    import datasets
+
+    cells = [{"bytes": png(picture(16, 24)), "path": None}, {"bytes": b"no picture", "path": None}, None]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": [*cells, cells[0], cells[0]]}, features).to_parquet(tmp_path / "a.parquet")
+    source = Source(
+        dataset="parquet", options={"data_files": str(tmp_path / "a.parquet"), "cache_dir": str(tmp_path)},
+        streaming=True, shuffle_buffer=3,
+    )  # fmt: skip
+    seen = bad()
+    draws = source.open("image", name="images").draws(heights, count=30, seed=1, bad_samples=seen, batch_size=2)
+    assert {draws[i] for i in range(30)} == {16}
+    assert len(seen.seen) == 2
+
+
+def test_opening_a_stream_fills_no_buffer() -> None:
+    """One item of each part is read to try it, in the order they lie in."""
+    letters = Letters()
+    Stream(letters, 3, seed=5, name="images").check()
+    assert letters.read == 3
 
 
 def test_dataset_without_the_column(parquet: list[str], tmp_path: Path) -> None:
@@ -181,7 +211,8 @@ class Letters:
         self.count, self.read = count, 0
 
     def __call__(self, part: int, parts: int, seed: int):
-        for number in np.random.default_rng((seed, part)).permutation(np.arange(part, self.count, parts)):
+        found = np.arange(part, self.count, parts)
+        for number in found if seed is None else np.random.default_rng((seed, part)).permutation(found):
             self.read += 1
             yield Item(str(number), int(number))
 

@@ -17,10 +17,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.utils.data import Dataset
 from training_runs import finish, losses, start, text_fields, wait_until, write_yaml
+from transformers import TrainingArguments
 
 from arlow.training import train
-from arlow.training.loop import complete_checkpoints, newest_checkpoint
+from arlow.training.loop import ArlowTrainer, complete_checkpoints, newest_checkpoint
 
 
 HARD = {"workers": 2, "accumulation": 2, "max_steps": 16, "save_steps": 3}
@@ -146,6 +148,41 @@ def test_sigterm_stops_with_a_checkpoint(tmp_path: Path) -> None:
 # In one process
 
 
+class Groups(Dataset):
+    """Samples that tell the process group of whoever reads them."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        return os.getpgid(0)
+
+
+def test_loaders_are_out_of_reach_of_signals_to_the_group(tmp_path: Path) -> None:
+    """Loader processes of training and of evaluation have process groups of their own."""
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), dataloader_num_workers=1, use_cpu=True, report_to="none", remove_unused_columns=False,
+        per_device_train_batch_size=1, per_device_eval_batch_size=1,
+    )  # fmt: skip
+    trainer = ArlowTrainer(
+        model=torch.nn.Linear(1, 1), args=arguments, train_dataset=Groups(), eval_dataset=Groups(), data_collator=list
+    )
+    for loader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader(), trainer.get_eval_dataloader()):
+        found = {group for batch in loader for group in batch}
+        assert len(found) == 1 and os.getpgid(0) not in found
+
+
+def test_directories_of_others_stay(tmp_path: Path) -> None:
+    """What is called checkpoint-best, and what lay in the output before the first run, is not removed."""
+    fields = text_fields(tmp_path, max_steps=1)
+    for name in ("checkpoint-best", "checkpoint-7"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    out = train("text", **fields)
+    assert (out / "checkpoint-best").is_dir() and (out / "checkpoint-7").is_dir()
+    train("text", **fields)
+    assert (out / "checkpoint-best").is_dir() and not (out / "checkpoint-7").exists()  # half-written, for all we know
+
+
 def test_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     """The command of a finished run trains no further; another recipe is refused, what does not matter may differ."""
     fields = text_fields(tmp_path, max_steps=3, save_steps=2)
@@ -190,7 +227,7 @@ def test_full_disk_is_said_before_training(tmp_path: Path, monkeypatch: pytest.M
     """With room for fewer checkpoints than are kept and one more, nothing is written."""
     fields = text_fields(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 1_200_000))
-    with pytest.raises(OSError, match=r"output_dir=.*0\.00 GB free, checkpoints take 0\.00 GB; free space"):
+    with pytest.raises(OSError, match=r"output_dir=.*0\.00 GB free, checkpoints and model take 0\.00 GB; free space"):
         train("text", **fields)
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 1_500_000))

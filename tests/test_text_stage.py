@@ -273,6 +273,22 @@ def test_trained_directory_is_a_model(tmp_path: Path) -> None:
     assert torch.allclose(after.lm_head.weight, model.lm_head.weight, atol=1e-6)
 
 
+def test_evaluation_makes_no_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither training nor its evaluations hold the logits of a whole batch."""
+    seen = []
+    predict = ArlowForCausalLM._predict
+
+    def record(model: Any, *args: Any) -> Any:
+        output = predict(model, *args)
+        seen.append((model.training, output.logits))
+        return output
+
+    monkeypatch.setattr(ArlowForCausalLM, "_predict", record)
+    train("text", **text_fields(tmp_path, max_steps=1))
+    assert {training for training, _ in seen} == {True, False}
+    assert all(logits is None for _, logits in seen)
+
+
 def assert_events(out: Path) -> None:
     """TensorBoard's file holds loss, gradient norm and speed."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

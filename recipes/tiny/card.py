@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from transformers import AutoModelForImageTextToText
 
 from arlow import ArlowImageProcessor, ArlowVLVisionModel
@@ -55,6 +56,7 @@ def main(run: Path) -> None:
         "unseen": score_table(scores["unseen"]),
         "probes": probe_table(run),
         "seeds": seeds_table(run.parent),
+        "products": products(run),
     }
     template = (Path(__file__).parent / "MODEL_CARD.template.md").read_text(encoding="utf-8")
     (out / "MODEL_CARD.md").write_text(template.format(**facts), encoding="utf-8")
@@ -71,6 +73,12 @@ def times(run: Path) -> str:
             total += minutes
             rows.append(f"| {what} | {minutes:.1f} |")
     return "\n".join([*rows, f"| together | {total:.1f} |"])
+
+
+def products(run: Path) -> str:
+    """The dtype of the matrix products in training, which `make tiny` chooses by the machine."""
+    precision = yaml.safe_load((run / "finetune" / "recipe.yaml").read_text(encoding="utf-8"))["precision"]
+    return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision]
 
 
 def score_table(result: dict[str, Any]) -> str:

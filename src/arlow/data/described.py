@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .captions import describe_scene, describe_story, size_word, third
+from .lists import draw_list
 from .questions import SCENE_OPTIONS, Turn, options_of, pick_turns
 from .samples import CHANGES, SCENE_WEIGHTS, Sample, draw_change, draw_story_about, pair_turns
 from .scenes import Scene, allowed_pairs, draw_pairs, draw_scene
@@ -19,13 +20,15 @@ Described = tuple[str, list[Turn]]  # what is there to see, and questions about 
 # So unlike that each is clearly larger than the one before.
 WORD_RADIUS = {"small": 0.03, "medium": 0.06, "large": 0.12}
 WEIGHTS = SCENE_WEIGHTS | {"place": 1.0}
+LISTED = 0.4  # share of the conversations that are about everything at once
 # What two things have in common: by whether their shapes and their colours are alike.
 COMMONS = {(True, True): "both", (False, True): "colour", (True, False): "shape", (False, False): "nothing"}
 
 
 def make_described(rng: random.Random, split: str, most: int) -> Sample:
     """A conversation about what its first question describes."""
-    description, (first, *others) = draw_described(rng, split, most)
+    listed = most > 1 and rng.random() < LISTED
+    description, (first, *others) = described_list(rng, split) if listed else draw_described(rng, split, most)
     return Sample([], [replace(first, question=f"{description}\n{first.question}"), *others])
 
 
@@ -45,6 +48,13 @@ def described_scene(rng: random.Random, split: str, most: int) -> Described:
     first = rng.choice(pools[rng.choice([kind for kind, pool in pools.items() if pool])])
     turns = pick_turns(rng, first, pools, most, weights=WEIGHTS)
     return f"Picture: {describe_scene(drawn, rng.randrange(3))}", turns
+
+
+def described_list(rng: random.Random, split: str) -> Described:
+    """A picture, and one or two questions about all of its shapes."""
+    scene = draw_scene(rng, draw_pairs(rng, rng.randint(2, 4), allowed_pairs(split)))
+    turns = [draw_list(rng, scene, allowed_pairs(split)) for _ in range(rng.randint(1, 2))]
+    return f"Picture: {describe_scene(scene, rng.randrange(3))}", turns
 
 
 def as_told(scene: Scene) -> Scene:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from PIL import Image
@@ -138,16 +139,18 @@ class Stream:
     """Items that come one after another, in `readers` parts; after its end a part begins anew, in another order.
 
     Args:
-        read: `read(part, parts, seed)` gives the items of a part, once.
+        read: `read(part, parts, seed)` gives the items of a part, once; without a seed (`None`) as they lie.
     """
 
-    def __init__(self, read: Callable[[int, int, int], Iterator[Item]], readers: int, *, seed: int, name: str) -> None:
+    def __init__(
+        self, read: Callable[[int, int, int | None], Iterator[Item]], readers: int, *, seed: int, name: str
+    ) -> None:
         self.read, self.readers, self.seed, self.name = read, readers, seed, name
 
     def check(self) -> None:
         """Raises `ValueError` for a part without items, `OSError` if it cannot be read."""
         for part in range(self.readers):
-            first = next(self.read(part, self.readers, self.seed), None)
+            first = next(self.read(part, self.readers, None), None)  # shuffled, the first waits for a full buffer
             if first is not None and isinstance(first.media, Exception):
                 raise OSError(message(self.name, first.name, str(first.media)))
             if first is None:
@@ -202,7 +205,7 @@ class StreamDraws(Dataset):
                 if isinstance(item.media, Exception):
                     raise item.media
                 return self.load(item, rng)
-            except (ValueError, OSError) as error:
+            except (ValueError, TypeError, OSError) as error:
                 self.bad_samples.add(item.name, error)
         raise TooManyBadSamples(message("data", self.stream.name, f"{MOST_BAD_IN_A_ROW} bad samples in a row"))
 
@@ -313,20 +316,20 @@ class _DatasetReader:
     def __init__(self, data: Any, column: str, label: str, buffer: int) -> None:
         self.data, self.column, self.label, self.buffer = data, column, label, buffer
 
-    def __call__(self, part: int, parts: int, seed: int) -> Iterator[Item]:
+    def __call__(self, part: int, parts: int, seed: int | None) -> Iterator[Item]:
         data = self.data
         if parts > 1:
             if parts > data.num_shards:
                 raise ValueError(message("readers", parts, f"{self.label} has {data.num_shards} files"))
             data = data.shard(parts, part)
-        if self.buffer:
+        if self.buffer and seed is not None:
             data = data.shuffle(seed=seed, buffer_size=self.buffer)
         # Not `iter(data)`: in a worker process that would give every worker a part of its own choice.
         for number, batch in enumerate(data.iter(batch_size=1)):
             if self.column not in batch:
                 raise ValueError(message("column", self.column, f"{self.label} has {shorten(sorted(batch))}"))
-            media = media_of(batch[self.column][0])
-            yield Item(f"{self.label}[{part}/{parts}, seed {seed}, {number}]", media)
+            cell = batch[self.column][0]
+            yield Item(f"{self.label}[{cell_name(cell) or f'{part}/{parts}, {number}'}]", media_of(cell))
 
 
 class _ShardReader:
@@ -335,13 +338,13 @@ class _ShardReader:
     def __init__(self, urls: list[str], suffixes: frozenset[str], buffer: int) -> None:
         self.urls, self.suffixes, self.buffer = urls, suffixes, buffer
 
-    def __call__(self, part: int, parts: int, seed: int) -> Iterator[Item]:
+    def __call__(self, part: int, parts: int, seed: int | None) -> Iterator[Item]:
         web = need("webdataset", "train")
         if parts > len(self.urls):
             raise ValueError(message("readers", parts, f"there are {len(self.urls)} shards"))
         urls = self.urls[part::parts]
         stages = []
-        if self.buffer:
+        if self.buffer and seed is not None:
             rng = random.Random(f"{seed}/{part}")
             rng.shuffle(urls)
             stages = [web.shuffle(self.buffer, initial=self.buffer, rng=rng)]
@@ -373,6 +376,15 @@ def media_of(value: Any) -> Any:
     if isinstance(value, dict) and ("bytes" in value or "path" in value):
         return value.get("bytes") or value.get("path")
     return value
+
+
+def cell_name(value: Any) -> str:
+    """What tells a cell of a streamed dataset from others, however they are shuffled: its path, a checksum of its bytes;
+    empty where it has neither."""
+    path, data = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (None, value)
+    if path:
+        return str(path)
+    return f"crc32 {crc32(data):08x}" if isinstance(data, bytes) else ""
 
 
 # Pixels

@@ -33,6 +33,7 @@ from .clips import (
     write_clip,
 )
 from .digits import digit_mask
+from .lists import draw_list
 from .questions import SCENE_ANSWERS, Option, Turn, full_name, options_of, pick_option, pick_turns
 from .scenes import (
     COLOURS,
@@ -218,6 +219,13 @@ def make_spot(rng: random.Random, split: str, most: int) -> Sample:
     pools = [options_of(rng, scene, kind, allowed=()) for kind in SPOT_KINDS]
     turns = [rng.choice(pool).turn for pool in pools if pool]
     return Sample([picture_of(rng, scene)], in_turn(rng, turns[0], turns[1:], most))
+
+
+def make_list(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
+    """Two to four shapes, and one question about all of them."""
+    scene = draw_scene(rng, draw_pairs(rng, rng.randint(2, 4), allowed_pairs(split)))
+    scene = make_plain(scene) if plain else scene
+    return Sample([picture_of(rng, scene)], [draw_list(rng, scene, allowed_pairs(split))])
 
 
 # Digits
@@ -537,6 +545,8 @@ MAKERS: dict[str, Callable[[random.Random, str, int], Sample]] = {
     "single": partial(make_sheet, grids=SINGLE),
     "spot": make_spot,
     "plain_picture": partial(make_picture, plain=True),
+    "list": make_list,
+    "plain_list": partial(make_list, plain=True),
     "plain_two_images": partial(make_two_images, plain=True),
     "plain_text": make_text,
 }

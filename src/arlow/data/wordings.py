@@ -73,6 +73,11 @@ CLUES = {  # asked in training only: what the answers to other questions rest on
     "video_colours": ["Which colours does {} show, in order?", "Name all colours of {} in turn."],
     "video_digits": ["Which digits appear, in order?", "Read all digits in turn."],
 }  # fmt: skip
+LIST = {  # about everything at once, asked in training only
+    "facts": ["List every shape by {}.", "Of every shape: {}.", "Name for each shape: {}."],
+    "counts": ["How many of each: {}?", "Count these: {}."],
+    "places": ["Where is each: {}?", "Find these: {}."],
+}
 SHEET = ["Read row by row.", "What does the sheet show, row by row?", "Name everything, row by row."]
 CAPTION = ["Describe {}.", "What is in {}?", "List what {} shows."]
 WORDINGS: dict[str, list[str]] = {**PICTURE, **DIGIT, **CLIP, **PAIR, **CLUES}

@@ -23,6 +23,7 @@ from ..processing_arlow import ArlowProcessor
 from .chat import prepare_to_answer
 
 
+ADAPTER = "adapter"  # where the adapter of a merged model stays, in its directory
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 DECODER_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -86,7 +87,7 @@ def save_merged(folder: Path, base: Path) -> None:
     from accelerate import PartialState
 
     if PartialState().is_main_process:
-        inside = folder / "adapter"
+        inside = folder / ADAPTER
         inside.mkdir(exist_ok=True)
         for name in ADAPTER_FILES:
             if (folder / name).exists():

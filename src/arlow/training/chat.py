@@ -42,6 +42,13 @@ class Source(BaseModel):
     split: str = Field("train", description="of the data set")
     weight: float = Field(1.0, ge=0.1, description="how often a pass takes each row, in tenths")
 
+    @field_validator("weight")
+    @classmethod
+    def _check_weight(cls, value: float) -> float:
+        if abs(10 * value - round(10 * value)) > 1e-6:
+            raise ValueError("goes in tenths")
+        return value
+
     @model_validator(mode="after")
     def _check_one(self) -> Source:
         if (self.path is None) == (self.dataset is None):
@@ -92,12 +99,14 @@ def train_on_chats(
     processor: ArlowProcessor,
     learning_rates: Mapping[Any, float] | None = None,
     record: CommonRecipe | None = None,
+    besides: int = 0,
 ) -> Path:
     """Train what requires gradients on the recipe's conversations; see [`run`].
 
     Args:
         learning_rates: by part of the model, see `GROUPS`.
         record: the recipe as the user gave it, where this run is one part of it.
+        besides: bytes that will be written besides checkpoints and the model at the end.
     """
     limit = model.config.get_text_config().max_position_embeddings
     if recipe.max_length is not None and recipe.max_length > limit:
@@ -126,13 +135,16 @@ def train_on_chats(
         learning_rates=rates,
         trainer_class=_ChatTrainer,
         record=record,
+        besides=besides,
     )
     PartialState().wait_for_everyone()  # one process writes what all may read now
     return folder
 
 
 class _ChatTrainer(ArlowTrainer):
-    """One process trains as many do when a batch is text alone, and evaluation makes no logits."""
+    """One process trains as many do when a batch is text alone."""
+
+    skip_logits = True
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(model, inputs, *args, **kwargs)
@@ -143,10 +155,6 @@ class _ChatTrainer(ArlowTrainer):
         visual = [p.sum() for name, p in model.named_parameters() if "visual" in name and p.requires_grad]
         nothing = 0 * torch.stack(visual).sum() if visual else 0
         return (result[0] + nothing, *result[1:]) if isinstance(result, tuple) else result + nothing
-
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        # In training the logits never exist all at once, and here they must not either.
-        return super().prediction_step(model, {**inputs, "skip_logits": True}, *args, **kwargs)
 
 
 def freeze(model: PreTrainedModel, parts: Sequence[str]) -> None:

@@ -8,8 +8,10 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, model_validator
 from transformers import set_seed
 
-from .adapters import LoraRecipe, add_adapter, save_merged
+from ..errors import cut
+from .adapters import ADAPTER, LoraRecipe, add_adapter, save_merged
 from .chat import ChatRecipe, Part, freeze, prepare_to_answer, train_on_chats
+from .loop import TrainingError
 from .parts import load_model
 from .recipe import FilePath
 
@@ -49,7 +51,8 @@ def train(recipe: Recipe) -> Path:
         `output_dir`: the trained model, merged with its adapter if there is one (kept in `adapter/`); the adapter
         alone with `save_adapter_only`.
 
-    Raises: as [`run`], and `ValueError` or `OSError` for a model directory or data that cannot be used.
+    Raises: as [`run`], and `ValueError` or `OSError` for a model directory or data that cannot be used;
+        `TrainingError` where the adapter is trained and cannot be merged.
     """
     model, processor = load_model(recipe.model, attention=recipe.attention, bits=recipe.quantize)
     prepare_to_answer(model, processor)
@@ -58,7 +61,14 @@ def train(recipe: Recipe) -> Path:
     else:
         set_seed(recipe.seed)  # of the adapters
         model = add_adapter(model, recipe.lora, checkpointing=recipe.gradient_checkpointing)
-    folder = train_on_chats(recipe, model=model, processor=processor, learning_rates=recipe.learning_rates)
-    if recipe.lora is not None and not recipe.save_adapter_only:
-        save_merged(folder, recipe.model)
+    merged = recipe.lora is not None and not recipe.save_adapter_only
+    weights = sum(path.stat().st_size for path in recipe.model.glob("*.safetensors")) if merged else 0
+    rates = recipe.learning_rates
+    folder = train_on_chats(recipe, model=model, processor=processor, learning_rates=rates, besides=weights)
+    if merged:
+        try:
+            save_merged(folder, recipe.model)
+        except (OSError, ValueError) as error:
+            again = f"arlow merge-adapter {folder / ADAPTER} OUT"
+            raise TrainingError(cut(f"trained, but not merged ({error}); once that is mended: {again}")) from error
     return folder

@@ -89,11 +89,14 @@ def _world_size() -> int:
 # Before training
 
 
-def check_output(recipe: CommonRecipe, model: PreTrainedModel, *, record: CommonRecipe | None = None) -> Path | None:
+def check_output(
+    recipe: CommonRecipe, model: PreTrainedModel, *, record: CommonRecipe | None = None, besides: int = 0
+) -> Path | None:
     """Refuses an output that cannot take the run, before anything is computed or written.
 
     Args:
         record: the recipe as the user gave it, where this run is one part of it.
+        besides: bytes that will be written besides checkpoints and the model at the end.
 
     Returns:
         The checkpoint to go on from, if there is one.
@@ -119,21 +122,20 @@ def check_output(recipe: CommonRecipe, model: PreTrainedModel, *, record: Common
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise OSError(message("output_dir", str(folder), problem)) from error
-    # One checkpoint is written before the oldest is deleted.
-    count = max(recipe.keep_checkpoints + 1 - len(checkpoints), 1)
-    need, free = count * checkpoint_bytes(model), shutil.disk_usage(there).free
+    # One checkpoint is written before the oldest is deleted. With the weights, AdamW's two float32 averages.
+    count, weights = max(recipe.keep_checkpoints + 1 - len(checkpoints), 1), saved_bytes(model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    need, free = count * (weights + 8 * trained) + weights + besides, shutil.disk_usage(there).free
     if need > free:
-        problem = f"{free / 1e9:.2f} GB free, checkpoints take {need / 1e9:.2f} GB"
+        problem = f"{free / 1e9:.2f} GB free, checkpoints and model take {need / 1e9:.2f} GB"
         raise OSError(message("output_dir", str(folder), problem, "free space or lower keep_checkpoints"))
     return checkpoint
 
 
-def checkpoint_bytes(model: torch.nn.Module) -> int:
-    """Weights as they are, and AdamW's two float32 averages of those that are trained; of an adapted model the adapter
-    alone is saved."""
-    parameters = [p for p in model.parameters() if p.requires_grad or not hasattr(model, "peft_config")]
-    weights = sum(p.numel() * p.element_size() for p in parameters)
-    return weights + sum(8 * p.numel() for p in parameters if p.requires_grad)
+def saved_bytes(model: torch.nn.Module) -> int:
+    """Of the weights of a checkpoint: of an adapted model the adapter alone is saved."""
+    saved = (p for p in model.parameters() if p.requires_grad or not hasattr(model, "peft_config"))
+    return sum(p.numel() * p.element_size() for p in saved)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -155,9 +157,11 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def _remove_incomplete(folder: Path) -> None:
-    """The Trainer, which counts directories, would keep a half-written checkpoint and delete a whole one for it."""
+    """The Trainer, which counts directories, would keep a half-written checkpoint and delete a whole one for it. What
+    only looks like one (`checkpoint-best`) is somebody's."""
     for path in set(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - set(complete_checkpoints(folder)):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdigit():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_same_recipe(recipe: CommonRecipe, path: Path) -> None:
@@ -195,6 +199,7 @@ def run(
     callbacks: list[TrainerCallback] | None = None,
     trainer_class: type[ArlowTrainer] | None = None,
     record: CommonRecipe | None = None,
+    besides: int = 0,
 ) -> Path:
     """Train, and save the model with its processing at the top of `output_dir`.
 
@@ -205,6 +210,7 @@ def run(
         count_tokens: tokens in a batch, for the speed that is logged; default: the sum of `attention_mask`.
         learning_rates: parameter-name prefix -> peak learning rate, where it is not the recipe's.
         record: what is written to recipe.yaml; default: `recipe`.
+        besides: bytes that will be written besides checkpoints and the model at the end.
 
     Raises:
         ValueError, OSError: see `check_output`.
@@ -212,7 +218,7 @@ def run(
         TooManyBadSamples, TrainingError: training began and could not go on.
     """
     arguments = training_arguments(recipe, evaluate=eval_data is not None)
-    checkpoint = check_output(recipe, model, record=record)
+    checkpoint = check_output(recipe, model, record=record, besides=besides)
     if arguments.fsdp_plugin_args is not None:
         arguments.fsdp_plugin_args.setdefault("transformer_cls_names_to_wrap", _whole_modules(model))
     if recipe.compile:
@@ -237,10 +243,11 @@ def run(
         trainer.add_callback(_Lines)
     PartialState().wait_for_everyone()  # all have looked at the output before one writes to it
     if arguments.should_save:
+        if (recipe.output_dir / RECIPE_NAME).exists():  # a run of ours was here
+            _remove_incomplete(recipe.output_dir)
         recipe.output_dir.mkdir(parents=True, exist_ok=True)
         write_recipe(record or recipe, recipe.output_dir / RECIPE_NAME)
         (recipe.output_dir / RUN_NAME).write_text(json.dumps({"processes": _world_size()}) + "\n", encoding="utf-8")
-        _remove_incomplete(recipe.output_dir)
     _train_and_save(trainer, recipe.output_dir, checkpoint)
     return recipe.output_dir
 
@@ -405,6 +412,7 @@ class ArlowTrainer(Trainer):
     count_tokens: Callable[[dict[str, Any]], torch.Tensor | int] = staticmethod(_unpadded_tokens)
     learning_rates: dict[str, float] = {}
     muon = False
+    skip_logits = False  # evaluations make none, as training does not: for models with a vocabulary
     optimizer: Any
     _tokens: Any = 0
     _since: tuple[float, int] | None = None  # when and at which step the present stretch began
@@ -424,12 +432,13 @@ class ArlowTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         loader = super().get_train_dataloader()
-        loader.worker_init_fn = partial(own_group, loader.worker_init_fn)
+        inner = getattr(loader, "base_dataloader", loader)  # Accelerate's goes through the loader inside it
+        inner.worker_init_fn = partial(own_group, inner.worker_init_fn)
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         loader = super().get_eval_dataloader(eval_dataset)
-        loader.worker_init_fn = partial(own_group, None)
+        getattr(loader, "base_dataloader", loader).worker_init_fn = partial(own_group, None)
         return loader
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -472,6 +481,10 @@ class ArlowTrainer(Trainer):
             self._since = time.perf_counter(), self.state.global_step
         self._tokens = self._tokens + self.count_tokens(inputs)  # on its device: no wait for it here
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs = {**inputs, "skip_logits": True} if self.skip_logits else inputs
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the library's, but without a trace: neither chance nor the measured speed depends on evaluations."""

@@ -141,8 +141,14 @@ class CommonRecipe(BaseModel):
     @field_validator("fsdp")
     @classmethod
     def _check_fsdp(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
-        if options and options.get("version", 2) != 2:
+        named = {name.removeprefix("fsdp_"): value for name, value in (options or {}).items()}
+        for name in named.keys() - FSDP_OPTIONS:
+            near = difflib.get_close_matches(name, FSDP_OPTIONS, n=1)
+            raise ValueError(f"{name}: no such option" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if named.get("version", 2) != 2:
             raise ValueError("version: only FSDP2 is known here")
+        if named.get("state_dict_type", "FULL_STATE_DICT") != "FULL_STATE_DICT":
+            raise ValueError("state_dict_type: only FULL_STATE_DICT writes a model that others can load")
         return options
 
     @field_validator("optimizer")
@@ -153,6 +159,13 @@ class CommonRecipe(BaseModel):
             near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"no such optimizer; did you mean {near[0]!r}?" if near else "no such optimizer")
         return name
+
+
+# What Transformers reads from fsdp_config for FSDP2; anything else it passes over.
+FSDP_OPTIONS = {
+    "version", "reshard_after_forward", "activation_checkpointing", "cpu_ram_efficient_loading", "cpu_offload",
+    "state_dict_type", "auto_wrap_policy", "transformer_layer_cls_to_wrap", "min_num_params",
+}  # fmt: skip
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=CommonRecipe)

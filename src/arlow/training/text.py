@@ -257,6 +257,8 @@ def _evaluation(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, bad_samples:
 class TextTrainer(ArlowTrainer):
     """Each process reads its own share of the text; evaluations tell the perplexity."""
 
+    skip_logits = True
+
     def get_train_dataloader(self) -> DataLoader:
         from accelerate.data_loader import prepare_data_loader
 

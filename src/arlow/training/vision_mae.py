@@ -26,7 +26,7 @@ from ..data.images import Clipping, Item, Items, Kind, MixedDraws, Source, Strea
 from ..errors import cut, message
 from ..image_processing_arlow import ArlowImageProcessor
 from ..video_processing_arlow import ArlowVideoProcessor
-from .loop import ArlowTrainer, run, total_draws
+from .loop import ArlowTrainer, run, saved_bytes, total_draws
 from .masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderConfig, draw_mask
 from .parts import ENCODER, IMAGE_PROCESSOR, VIDEO_PROCESSOR, find_encoder, find_processor, load_encoder
 from .recipe import CommonRecipe, FilePath
@@ -145,6 +145,8 @@ def train(recipe: Recipe) -> Path:
         count_tokens=count_patches,
         callbacks=[sheet] if eval_parts else [],
         trainer_class=VisionTrainer,
+        # Every checkpoint holds the encoder once more, by itself; so does the end.
+        besides=(recipe.keep_checkpoints + 2) * saved_bytes(model.tower),
     )
 
 

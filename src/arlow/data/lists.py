@@ -1,0 +1,68 @@
+"""Questions about everything in a picture at once. One answer takes as many look-ups as a dozen single questions: so it
+is learned sooner to find a shape by one thing that is known of it, and to say another."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from .captions import place_of, size_word
+from .questions import Turn
+from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
+from .wordings import LIST, vary
+
+
+FACTS: dict[str, Callable[[Scene, Thing], str]] = {
+    "colour": lambda scene, thing: thing.colour,
+    "shape": lambda scene, thing: thing.shape,
+    "place": lambda scene, thing: place_of(thing.x, thing.y, scene.width, scene.height),
+    "size": lambda scene, thing: size_word(thing.radius),
+}
+Name = tuple[str | None, str | None]  # shape and colour; None: any
+
+
+def draw_list(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
+    """One question about all shapes of the scene; it names no pair that is not `allowed`."""
+    return rng.choices([facts_of_all, counts_of, places_of], (3, 1, 1))[0](rng, scene, allowed)
+
+
+def facts_of_all(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
+    """Some facts about every shape, in the order asked for; the shapes in any order."""
+    facts = rng.sample([*FACTS], rng.choice((2, 3, 3, 4)))
+    things = rng.sample(scene.things, len(scene.things))
+    answer = "; ".join(", ".join(FACTS[fact](scene, thing) for fact in facts) for thing in things)
+    return Turn("list", vary(rng, rng.choice(LIST["facts"]).format(", ".join(facts))), answer)
+
+
+def counts_of(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
+    """How many of several kinds there are."""
+    names = draw_names(rng, scene, allowed)
+    answer = ", ".join(f"{words(name)} {len(fitting(scene, name))}" for name in names)
+    return Turn("list", vary(rng, rng.choice(LIST["counts"]).format(", ".join(map(words, names)))), answer)
+
+
+def places_of(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
+    """Where several kinds are, of which there is one or none."""
+    names = [name for name in draw_names(rng, scene, allowed) if len(fitting(scene, name)) < 2]
+    found = [(words(name), [FACTS["place"](scene, thing) for thing in fitting(scene, name)]) for name in names]
+    if not found:
+        return facts_of_all(rng, scene, allowed)
+    answer = ", ".join(f"{name} {places[0] if places else 'nowhere'}" for name, places in found)
+    return Turn("list", vary(rng, rng.choice(LIST["places"]).format(", ".join(map(words, names)))), answer)
+
+
+def draw_names(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Name]:
+    """Names of what is there and of what is not, in any order."""
+    there = [name for thing in scene.things for name in (thing.pair, (thing.shape, None), (None, thing.colour))]
+    others = [*allowed, *((shape, None) for shape in SHAPES), *((None, colour) for colour in COLOURS)]
+    names = rng.sample(there, min(3, len(there))) + [rng.choice(others) for _ in range(2)]
+    return rng.sample([*dict.fromkeys(names)], len({*names}))
+
+
+def fitting(scene: Scene, name: Name) -> list[Thing]:
+    shape, colour = name
+    return [one for one in scene.things if shape in (None, one.shape) and colour in (None, one.colour)]
+
+
+def words(name: Name) -> str:
+    return " ".join(part for part in reversed(name) if part)
