@@ -118,8 +118,7 @@ def test_dataset(parquet: list[str], streaming: bool, tmp_path: Path) -> None:
 
 
 def test_bad_pictures_of_a_streamed_dataset(tmp_path: Path) -> None:
-    """A damaged and a missing picture are named by themselves, once however often they come in whichever order; opening
-    a stream reads one picture of it."""
+    """A damaged and a missing picture are named by themselves, once however often they come, in whichever order."""
     import datasets
 
     cells = [{"bytes": png(picture(16, 24)), "path": None}, {"bytes": b"no picture", "path": None}, None]

@@ -161,8 +161,8 @@ class Groups(Dataset):
 def test_loaders_are_out_of_reach_of_signals_to_the_group(tmp_path: Path) -> None:
     """Loader processes of training and of evaluation have process groups of their own."""
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), dataloader_num_workers=1, use_cpu=True, report_to="none", remove_unused_columns=False,
-        per_device_train_batch_size=1, per_device_eval_batch_size=1,
+        output_dir=str(tmp_path), dataloader_num_workers=1, use_cpu=True, report_to="none",
+        remove_unused_columns=False, per_device_train_batch_size=1, per_device_eval_batch_size=1,
     )  # fmt: skip
     trainer = ArlowTrainer(
         model=torch.nn.Linear(1, 1), args=arguments, train_dataset=Groups(), eval_dataset=Groups(), data_collator=list

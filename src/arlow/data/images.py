@@ -379,8 +379,8 @@ def media_of(value: Any) -> Any:
 
 
 def cell_name(value: Any) -> str:
-    """What tells a cell of a streamed dataset from others, however they are shuffled: its path, a checksum of its bytes;
-    empty where it has neither."""
+    """What tells a cell of a streamed dataset from others, however they are shuffled: its path, a checksum of its
+    bytes; empty where it has neither."""
     path, data = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (None, value)
     if path:
         return str(path)

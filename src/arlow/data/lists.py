@@ -1,5 +1,5 @@
-"""Questions about everything in a picture at once. One answer takes as many look-ups as a dozen single questions: so it
-is learned sooner to find a shape by one thing that is known of it, and to say another."""
+"""Questions about everything in a picture at once. One answer takes as many look-ups as a dozen single questions: so
+it is learned sooner to find a shape by one thing that is known of it, and to say another."""
 
 from __future__ import annotations
 
