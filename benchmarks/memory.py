@@ -17,6 +17,9 @@ import torch
 from .settings import DEVICE
 
 
+ON_HOST = "ON_HOST"  # a module with this name set works on the CPU whatever else there is
+
+
 def growth_mib(side: str, module: str, *arguments: str) -> float:
     """Memory growth of one call of the work that `module.prepare(side, *arguments)` returns."""
     command = [sys.executable, "-m", "benchmarks.memory", module, side, str(torch.get_num_threads()), *arguments]
@@ -25,25 +28,26 @@ def growth_mib(side: str, module: str, *arguments: str) -> float:
 
 def main(module: str, side: str, threads: str, *arguments: str) -> None:
     torch.set_num_threads(int(threads))
-    work = importlib.import_module(module).prepare(side, *arguments)
-    before = _forget_peak()
+    case = importlib.import_module(module)
+    work, cuda = case.prepare(side, *arguments), DEVICE.type == "cuda" and not hasattr(case, ON_HOST)
+    before = _forget_peak(cuda)
     work()
-    print((_peak() - before) / 2**20)
+    print((_peak(cuda) - before) / 2**20)
 
 
-def _forget_peak() -> int:
+def _forget_peak(cuda: bool) -> int:
     """Bytes in use now; from here on only later peaks count."""
-    if DEVICE.type == "cuda":
+    if cuda:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     with contextlib.suppress(OSError):  # not Linux: then the highest peak so far counts
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+    return _peak(cuda)
 
 
-def _peak() -> int:
+def _peak(cuda: bool) -> int:
     """Bytes in use at the highest moment."""
-    if DEVICE.type == "cuda":
+    if cuda:
         return torch.cuda.max_memory_allocated()
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

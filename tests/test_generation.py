@@ -416,9 +416,9 @@ def test_a_cache_that_was_reset(model) -> None:
 # Continuous batching
 
 
-def continuous(model, prompts: list[list[int]]) -> list[list[int]]:
+def continuous(model, prompts: list[list[int]], *, blocks: int = 16, tokens: int = 64) -> list[list[int]]:
     options = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    small = ContinuousBatchingConfig(num_blocks=16, page_size=16, max_batch_tokens=64)
+    small = ContinuousBatchingConfig(num_blocks=blocks, page_size=16, max_batch_tokens=tokens)
     results = model.generate_batch(
         inputs=prompts, generation_config=options, continuous_batching_config=small, warmup=False
     )
@@ -433,6 +433,26 @@ def test_continuous_batching(kind: str) -> None:
     prompts = [prompt(length, seed=length).ids for length in (5, 11, 3)]
     wanted = [new_tokens(model, {"input_ids": torch.tensor([ids])})[0].tolist() for ids in prompts]
     assert continuous(model, prompts) == wanted
+
+
+@pytest.mark.parametrize("lengths", [(7,), (60, 4)])
+def test_continuous_batching_of_one(lengths: tuple[int, ...]) -> None:
+    """A prompt alone, or one that is left alone when it comes later: single queries read the pages, too."""
+    model = tiny_causal_lm()
+    prompts = [prompt(length, seed=length).ids for length in lengths]
+    wanted = [new_tokens(model, {"input_ids": torch.tensor([ids])})[0].tolist() for ids in prompts]
+    assert continuous(model, prompts, tokens=16) == wanted
+
+
+def test_continuous_batching_of_long_prompts_in_bfloat16() -> None:
+    """Prompts of hundreds of tokens in bfloat16 leave their keys and values in the pages."""
+    model = tiny_causal_lm().to(torch.bfloat16)
+    ids = prompt(600, seed=3).ids
+    with torch.no_grad():
+        found = continuous(model, [ids], blocks=64, tokens=640)[0]
+        for number, token in enumerate(found):  # the most likely one after what stands before it, up to a rounding
+            logits = model(input_ids=torch.tensor([ids + found[:number]])).logits[0, -1].float()
+            assert logits[token] >= logits.max() - 0.05 * logits.std()
 
 
 # No state

@@ -134,3 +134,20 @@ def test_files_stay(tmp_path):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     sizes = [(tmp_path / when / "model.safetensors").stat().st_size for when in ("before", "after")]
     assert sizes[0] == sizes[1]
+
+
+def test_accelerate_saves_all_weights(tmp_path):
+    """Accelerate takes tensors of one storage for one tensor: what has answered is saved whole all the same, and
+    answers as before."""
+    from accelerate.utils import save
+    from safetensors.torch import load_file
+
+    model, ids = tiny_causal_lm(), torch.arange(5)[None]
+    with torch.no_grad():
+        first = model(input_ids=ids).logits
+        save(model.state_dict(), tmp_path / "model.safetensors", safe_serialization=True)
+        assert torch.equal(model(input_ids=ids).logits, first)
+    layers = {name for name in model.state_dict() if ".layers." in name}
+    saved = load_file(tmp_path / "model.safetensors")
+    assert layers <= saved.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items() if name in layers)

@@ -139,8 +139,9 @@ def sdpa_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """PyTorch's fused attention as Transformers calls it, or what is faster on a CPU."""
-    if pays(query, dropout) and not kwargs.get("output_attentions"):
+    """PyTorch's fused attention as Transformers calls it, or what is faster on a CPU. In continuous batching `cache`
+    holds pages: Transformers' own function writes and reads them."""
+    if pays(query, dropout) and kwargs.get("cache") is None and not kwargs.get("output_attentions"):
         causal = module.is_causal if is_causal is None else is_causal
         return attend_on_cpu(query, key, value, attention_mask, scaling=scaling, causal=causal), None
     return ALL_ATTENTION_FUNCTIONS["sdpa"](
@@ -348,6 +349,9 @@ def varlen_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over real tokens only; padding comes back as zeros. Same signature as the other backends."""
+    if kwargs.get("cache") is not None:  # continuous batching: pages, which Transformers' function writes and reads
+        options = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window, **kwargs}
+        return ALL_ATTENTION_FUNCTIONS[FLASH](module, query, key, value, None, **options)
     plan = attention_mask
     batch, heads, queries, head_dim = query.shape
     dtype = kernel_dtype(query)

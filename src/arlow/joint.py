@@ -2,7 +2,8 @@
 
 The layers stay what they are, by name, type and parameter: their weights are laid one behind the other in memory once,
 and the joint product reads them there. Whatever moves a weight elsewhere (another device, an adapter) parts them, and
-they are laid together again. Weights whose memory others use (another process, what shards them) are used one by one.
+they are laid together again; a state dict parts them, too. Weights whose memory others use (another process, what
+shards them) are used one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tens
     """`[layer(x) for layer in layers]` for x (..., in): each (..., out of the layer), of a joint product as views."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_mixed(x) or not all(map(_is_plain, layers)):
         return [layer(x) for layer in layers]
-    weight = _joint([layer.weight for layer in layers])
+    weight = _joint(layers)
     if weight is None:
         return [layer(x) for layer in layers]
     biases = [layer.bias for layer in layers if layer.bias is not None]
@@ -41,8 +42,9 @@ def _is_plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and not watched and type(layer.weight) is nn.Parameter
 
 
-def _joint(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
+def _joint(layers: Sequence[nn.Module]) -> torch.Tensor | None:
     """The weights (out_i, in) as one (sum of out, in), laid together if they are not; None where they do not fit."""
+    weights = [layer.weight for layer in layers]
     first = weights[0]
     if not _adjoin(weights):
         if any(w.dtype != first.dtype or w.device != first.device or not w.is_contiguous() for w in weights):
@@ -55,15 +57,29 @@ def _joint(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
             return None  # what shards weights keeps its own view of their memory
         with _lock:
             if not _adjoin(weights):  # another thread may have come first
-                _lay_together(weights)
+                _lay_together(layers)
     return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))
 
 
-def _lay_together(weights: Sequence[torch.Tensor]) -> None:
+def _lay_together(layers: Sequence[nn.Module]) -> None:
+    weights = [layer.weight for layer in layers]
     with torch.inference_mode(False):  # what is made in that mode could never be trained again
         together = torch.cat([w.detach() for w in weights])
-        for weight, part in zip(weights, together.split([len(w) for w in weights]), strict=True):
-            weight.data = part
+        if together.is_cuda:
+            torch.cuda.synchronize(together.device)  # threads on other streams may read it at once
+        for layer, part in zip(layers, together.split([len(w) for w in weights]), strict=True):
+            layer.weight.data = part
+            if _part not in layer._state_dict_pre_hooks.values():
+                layer.register_state_dict_pre_hook(_part)
+
+
+def _part(layer: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Gives the weight memory of its own again. Who saves a state dict may take weights of one memory for one weight
+    under two names, and keep only the first (Accelerate does)."""
+    weight = layer.weight
+    if weight.untyped_storage().nbytes() > weight.numel() * weight.element_size():
+        with _lock, torch.inference_mode(False):
+            weight.data = weight.data.clone()
 
 
 def _adjoin(weights: Sequence[torch.Tensor]) -> bool:

@@ -75,7 +75,7 @@ class Layout(NamedTuple):
     sin: torch.Tensor
     backend: str
     groups: list[Group]  # for the dense backends
-    lengths: list[int]  # for the flash kernels
+    plan: Varlen | None  # for the flash kernels
     traced: Traced | None = None  # of a forward that becomes a graph, instead of both
 
 
@@ -161,13 +161,20 @@ def make_layout(
     backend = backend_for(config, hidden_states, config.head_dim, dense=dense)
     cos, sin = (table[:, None] for table in rotary(coordinates, hidden_states.dtype))
     if traced:
-        return Layout(cos, sin, backend, [], [], _trace(config, thw))
+        return Layout(cos, sin, backend, [], None, _trace(config, thw))
     segments = cut_segments(grids, config.temporal_window_size, visible)
-    groups = []
-    if backend not in FLASH_KERNELS:
-        tiled = backend == "sdpa"  # eager attention is there for its weights
-        groups = group_segments(segments, config, coordinates, hidden_states.dtype, tiled=tiled)
-    return Layout(cos, sin, backend, groups, [segment.length for segment in segments])
+    if backend in FLASH_KERNELS:
+        return Layout(cos, sin, backend, [], _plan(segments, hidden_states.device))
+    tiled = backend == "sdpa"  # eager attention is there for its weights
+    return Layout(
+        cos, sin, backend, group_segments(segments, config, coordinates, hidden_states.dtype, tiled=tiled), None
+    )
+
+
+def _plan(segments: Sequence[Segment], device: torch.device) -> Varlen:
+    lengths = [segment.length for segment in segments]
+    ends = cumulative(torch.tensor(lengths, device=device))
+    return Varlen(None, None, ends, ends, max(lengths), max(lengths))
 
 
 def patch_coordinates(thw: torch.Tensor, count: int, merge: int) -> torch.Tensor:
@@ -264,10 +271,8 @@ def attend_segments(
         return _traced(query, key, value, *layout.traced, layout.backend), None
     attend = attention_function(layout.backend)
     if layout.backend in FLASH_KERNELS:
-        ends = cumulative(torch.tensor(layout.lengths, device=query.device))
-        plan = Varlen(None, None, ends, ends, max(layout.lengths), max(layout.lengths))
         batch = [x.transpose(0, 1)[None] for x in (query, key, value)]  # [1, H, N, D]
-        return attend(module, *batch, plan, scaling=module.scaling)[0][0], None
+        return attend(module, *batch, layout.plan, scaling=module.scaling)[0][0], None
     call = functools.partial(attend, module, scaling=module.scaling, dropout=0.0, is_causal=False, **kwargs)
     outputs, weights = [], []
     # Split, not sliced: the gradient of a slice is as large as the whole.
@@ -315,8 +320,8 @@ def _traced(
 ) -> torch.Tensor:
     grids = tuple(Grid(*row) for row in thw.tolist())
     numbers = None if near is None else tuple(near.tolist())
-    groups, lengths = _groups(grids, merge, window, numbers, backend, query.dtype, query.device)
-    layout = Layout(query, query, backend, groups, lengths)
+    groups, plan = _groups(grids, merge, window, numbers, backend, query.dtype, query.device)
+    layout = Layout(query, query, backend, groups, plan)
     # Not the layer's own number: as an attribute it would become an input of a graph of any size.
     scaling = query.shape[-1] ** -0.5
     module = SimpleNamespace(scaling=scaling, is_causal=False, training=False, num_key_value_groups=1, layer_idx=None)
@@ -338,11 +343,10 @@ def _groups(
     backend: str,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[list[Group], list[int]]:
+) -> tuple[list[Group], Varlen | None]:
     segments = cut_segments(list(grids), window or None)
-    lengths = [segment.length for segment in segments]
     if backend in FLASH_KERNELS:
-        return [], lengths
+        return [], _plan(segments, device)
     thw = torch.tensor(grids, device=device)
     fields = SimpleNamespace(
         spatial_merge_size=merge,
@@ -350,5 +354,5 @@ def _groups(
         deformable_attention_window=near and near[0],
         deformable_attention_strength=near and near[1],
     )
-    coordinates = patch_coordinates(thw, sum(lengths), merge)
-    return group_segments(segments, fields, coordinates, dtype, tiled=backend == "sdpa"), lengths
+    coordinates = patch_coordinates(thw, sum(segment.length for segment in segments), merge)
+    return group_segments(segments, fields, coordinates, dtype, tiled=backend == "sdpa"), None
