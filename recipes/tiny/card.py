@@ -31,9 +31,9 @@ STEPS = {
     "data": "data, drawn from a seed",
     "text": "text pretraining",
     "vision-mae": "masked autoencoding",
-    "align": "alignment on pictures of one thing and plain questions",
-    "captions": "fine-tuning on sheets, captions and plain questions",
-    "finetune": "fine-tuning on questions",
+    "align": "alignment on pictures of one thing",
+    "sheets": "fine-tuning on sheets of little pictures",
+    "finetune": "fine-tuning on lists, captions and questions",
     "eval-test": "scoring on the test split, with controls",
     "eval-unseen": "scoring on unseen pairs, with controls",
 }

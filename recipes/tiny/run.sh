@@ -43,8 +43,8 @@ marks=build/tiny step data "$bin/arlow" data shapes "$data" --workers "$cores"  
 train text text
 train vision-mae vision-mae
 train align align vision="$run/vision-mae" text="$run/text"
-train captions finetune model="$run/align"
-train finetune finetune model="$run/captions"
+train sheets finetune model="$run/align"
+train finetune finetune model="$run/sheets"
 step export "$python" recipes/tiny/export.py "$run"
 export OMP_NUM_THREADS=$cores
 for split in test unseen; do

@@ -51,7 +51,7 @@ MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "tiny": {
         "train": {"picture": 34000, "digit": 12000, "clip": 10000, "two_images": 16000, "image_and_clip": 6000,
-                  "text": 24000, "caption": 10000, "sheet": 24000, "single": 30000, "spot": 14000,
+                  "text": 24000, "caption": 10000, "sheet": 48000, "single": 30000, "spot": 14000,
                   "list": 14000, "plain_list": 14000, "plain_picture": 16000, "plain_two_images": 8000,
                   "plain_text": 8000, "described": 40000, "texts": 60000},
         "validation": {"picture": 450, "digit": 150, "clip": 280, "two_images": 200, "image_and_clip": 80,
