@@ -325,11 +325,11 @@ class _DatasetReader:
         if self.buffer and seed is not None:
             data = data.shuffle(seed=seed, buffer_size=self.buffer)
         # Not `iter(data)`: in a worker process that would give every worker a part of its own choice.
-        for number, batch in enumerate(data.iter(batch_size=1)):
+        for batch in data.iter(batch_size=1):
             if self.column not in batch:
                 raise ValueError(message("column", self.column, f"{self.label} has {shorten(sorted(batch))}"))
             cell = batch[self.column][0]
-            yield Item(f"{self.label}[{cell_name(cell) or f'{part}/{parts}, {number}'}]", media_of(cell))
+            yield Item(f"{self.label}[{cell_name(cell) or checksum(repr(batch).encode())}]", media_of(cell))
 
 
 class _ShardReader:
@@ -384,7 +384,11 @@ def cell_name(value: Any) -> str:
     path, data = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (None, value)
     if path:
         return str(path)
-    return f"crc32 {crc32(data):08x}" if isinstance(data, bytes) else ""
+    return checksum(data) if isinstance(data, bytes) else ""
+
+
+def checksum(data: bytes) -> str:
+    return f"crc32 {crc32(data):08x}"
 
 
 # Pixels
