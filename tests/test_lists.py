@@ -9,7 +9,7 @@ import pytest
 
 from arlow.data.captions import PLACES, size_word
 from arlow.data.described import described_list
-from arlow.data.lists import FACTS, draw_list
+from arlow.data.lists import FACTS, draw_list, grid_of
 from arlow.data.scenes import COLOURS, SHAPES, UNSEEN_PAIRS, Scene, allowed_pairs, draw_pairs, draw_scene
 
 
@@ -49,6 +49,19 @@ def test_lists_are_true(seed: int) -> None:
                 column, row = next(place for place, words in PLACES.items() if words == said)
                 assert column / 3 <= thing.x / scene.width <= (column + 1) / 3
                 assert row / 3 <= thing.y / scene.height <= (row + 1) / 3
+
+
+def test_grids_show_where_everything_is() -> None:
+    """Every shape stands in the cell in which its centre lies; the other cells hold nothing."""
+    rng = random.Random(2)
+    for _ in range(100):
+        scene = scene_of(rng)
+        rows = [row.split(", ") for row in grid_of(rng, scene).answer.split("; ")]
+        assert [len(row) for row in rows] == [3, 3, 3]
+        found = sorted((name, x, y) for y, row in enumerate(rows) for x, cell in enumerate(row)
+                       for name in cell.split(" and ") if name != "nothing")  # fmt: skip
+        third = [(int(3 * thing.x / scene.width), int(3 * thing.y / scene.height)) for thing in scene.things]
+        assert found == sorted((f"{t.colour} {t.shape}", *spot) for t, spot in zip(scene.things, third, strict=True))
 
 
 def test_described_lists_ask_what_the_words_tell() -> None:

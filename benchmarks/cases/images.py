@@ -1,6 +1,6 @@
 """JPEG bytes to tensors, against the Pillow-backed image processor of Qwen2-VL, at the same geometry (4 to 1280 tokens
-a picture): 12 MP, 1080p, 640x480, and a batch of 32 between 240x320 and 1080x1440. The limit is decoding alone, in
-as many threads. Rows differ by how a picture was resized at most (0.02 rms in -1..1); Arlow's hold each patch once, the
+a picture): 12 MP, 1080p, 640x480, and a batch of 32 between 240x320 and 1080x1440. The limit is decoding alone, in as
+many threads. Rows differ by how a picture was resized at most (0.02 rms in -1..1); Arlow's hold each patch once, the
 peer's twice.
 """
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from .captions import place_of, size_word
+from .captions import PLACES, name_of, place_of, size_word
 from .questions import Turn
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
 from .wordings import LIST, vary
@@ -49,6 +49,18 @@ def places_of(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn
         return facts_of_all(rng, scene, allowed)
     answer = ", ".join(f"{name} {places[0] if places else 'nowhere'}" for name, places in found)
     return Turn("list", vary(rng, rng.choice(LIST["places"]).format(", ".join(map(words, names)))), answer)
+
+
+def grid_of(rng: random.Random, scene: Scene) -> Turn:
+    """What is at each of nine places, row by row. Where to look follows from the turn, as in a sheet."""
+    cells = [
+        [name_of(thing) for thing in scene.things if FACTS["place"](scene, thing) == PLACES[column, row]]
+        for row in range(3)
+        for column in range(3)
+    ]
+    told = [" and ".join(cell) or "nothing" for cell in cells]
+    answer = "; ".join(", ".join(told[start : start + 3]) for start in (0, 3, 6))
+    return Turn("list", vary(rng, rng.choice(LIST["grid"])), answer)
 
 
 def draw_names(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Name]:

@@ -33,7 +33,7 @@ from .clips import (
     write_clip,
 )
 from .digits import digit_mask
-from .lists import draw_list
+from .lists import draw_list, grid_of
 from .questions import SCENE_ANSWERS, Option, Turn, full_name, options_of, pick_option, pick_turns
 from .scenes import (
     COLOURS,
@@ -226,6 +226,17 @@ def make_list(rng: random.Random, split: str, most: int, *, plain: bool = False)
     scene = draw_scene(rng, draw_pairs(rng, rng.randint(2, 4), allowed_pairs(split)))
     scene = make_plain(scene) if plain else scene
     return Sample([picture_of(rng, scene)], [draw_list(rng, scene, allowed_pairs(split))])
+
+
+def make_grid(rng: random.Random, split: str, most: int) -> Sample:
+    """One to four shapes at places that nobody would argue about, half of them plain, read like a sheet."""
+    scene = None
+    while scene is None or any(
+        certain_place(thing.x, thing.y, scene.width, scene.height) is None for thing in scene.things
+    ):
+        scene = draw_scene(rng, draw_pairs(rng, rng.randint(1, 4), allowed_pairs(split)))
+    scene = make_plain(scene) if rng.random() < 0.5 else scene
+    return Sample([picture_of(rng, scene)], [grid_of(rng, scene)])
 
 
 # Digits
@@ -547,6 +558,7 @@ MAKERS: dict[str, Callable[[random.Random, str, int], Sample]] = {
     "plain_picture": partial(make_picture, plain=True),
     "list": make_list,
     "plain_list": partial(make_list, plain=True),
+    "grid": make_grid,
     "plain_two_images": partial(make_two_images, plain=True),
     "plain_text": make_text,
 }
