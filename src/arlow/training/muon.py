@@ -17,10 +17,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-STEEPNESS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives every singular value towards 1 (Jordan et al.)
-ROUNDS = 5
-
-
 class Muon(torch.optim.Muon):
     """PyTorch's Muon, with the matrix products of its Newton-Schulz rounds in `dtype`: those of PyTorch are always
     bfloat16, which on a CPU without such products is a third of the time of a step."""
@@ -41,17 +37,18 @@ class Muon(torch.optim.Muon):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(weight.grad)
                 average = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
-                towards = orthogonal(weight.grad.lerp(average, group["momentum"]).to(self.dtype))
+                towards = orthogonal(weight.grad.lerp(average, group["momentum"]).to(self.dtype), group)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(towards, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """About the nearest matrix whose singular values are all 1, in the dtype of `matrix`, by Newton-Schulz rounds."""
+def orthogonal(matrix: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+    """About the nearest matrix whose singular values are all 1, in the dtype of `matrix`, by the Newton-Schulz rounds
+    that PyTorch's group of weights says."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    first, third, fifth = STEEPNESS
-    wide = wide / wide.norm().clamp(min=1e-7)  # no singular value is above 1 then
-    for _ in range(ROUNDS):
+    first, third, fifth = group["ns_coefficients"]
+    wide = wide / wide.norm().clamp(min=group["eps"])  # no singular value is above 1 then
+    for _ in range(group["ns_steps"]):
         gram = wide @ wide.T
         wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=third, alpha=fifth), wide, beta=first)
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
