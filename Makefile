@@ -12,8 +12,8 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help demo tiny test notebooks slow lint format types docs conformance bench wheel
 
 help:
-	@echo "make demo         the whole path on a small model: a real JPEG and a real MP4 in, an answer out"
-	@echo "make tiny         trains arlow-tiny from nothing: data, text, vision, alignment, fine-tuning"
+	@echo "make demo         the bundled model answers a dozen questions about pictures and clips"
+	@echo "make tiny         trains that model from nothing: data, text, vision, alignment, fine-tuning"
 	@echo "make test         the tests (ARGS='-k text' for some of them)"
 	@echo "make notebooks    runs the notebooks of the docs"
 	@echo "make slow         the tests that take minutes"
@@ -39,7 +39,8 @@ $(VENV)/.stamp-docs: $(VENV)/.stamp-dev
 	@touch $@
 
 demo: $(VENV)/.stamp-dev
-	$(BIN)/arlow demo $(ARGS)
+	@mkdir -p build
+	$(BIN)/arlow demo --page build/demo.html $(ARGS)
 
 tiny: $(VENV)/.stamp-dev
 	BIN=$(BIN) bash recipes/tiny/run.sh

@@ -127,7 +127,7 @@ def test_serve_answers_text_image_and_video(tmp_path):
     """A real server on a small model answers a text, an image and a video in the form of OpenAI's API."""
     for name in cli.SERVE_MODULES:
         pytest.importorskip(name, reason="needs the serve extra")
-    from arlow.demo import draw_clip, draw_picture, save_checkpoint
+    from small_checkpoint import draw_clip, draw_picture, save_checkpoint
 
     save_checkpoint(tmp_path / "model")
     picture, clip = draw_picture(tmp_path / "picture.jpg"), draw_clip(tmp_path / "clip.mp4")

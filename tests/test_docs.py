@@ -143,7 +143,7 @@ def media(tmp_path_factory) -> Path:
 
 
 def test_quick_start_runs(media, monkeypatch):
-    """The quick start runs from top to bottom as written, and so does the README's snippet on the model it makes."""
+    """The quick start runs from top to bottom as written, and so does the README's snippet."""
     monkeypatch.chdir(media)
     space: dict[str, object] = {}
     for number, code in enumerate(snippets(DOCS / "quickstart.md")):

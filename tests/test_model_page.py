@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "shared" / "documents" / "model-page.md"
 MAKE = """
 import sys
 from pathlib import Path
-from arlow.demo import draw_clip, draw_picture, save_checkpoint
+from small_checkpoint import draw_clip, draw_picture, save_checkpoint
 folder = Path(sys.argv[1])
 save_checkpoint(folder / "model")
 for name in ("image", "image1", "image2"):

@@ -264,7 +264,7 @@ def test_first_arlow_is_a_text_model(tmp_path):
 
 def test_whole_directory_through_auto_classes(tmp_path, fresh_python):
     """One directory, a fresh process, no `import arlow`: every Auto class gives Arlow's class."""
-    from arlow.demo import save_checkpoint
+    from small_checkpoint import save_checkpoint
 
     save_checkpoint(tmp_path)
     code = f"""

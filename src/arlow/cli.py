@@ -21,7 +21,7 @@ from .errors import cut, message
 
 
 VERBS = {  # verb: (module, line in --help)
-    "demo": ("demo", "the whole path once, on a real JPEG and a real MP4"),
+    "demo": ("demo", "the bundled model answers a dozen questions about sample media"),
     "train": ("training.command", "train a model: text, vision, alignment, fine-tuning"),
     "data": ("data.command", "write synthetic training data"),
     "chat": ("chat", "talk with a model about pictures and clips, in the terminal"),

@@ -1,145 +1,112 @@
-"""`arlow demo`: the whole path once. A small model is made and saved, a JPEG and an MP4 are written, everything is
-loaded back through Transformers' Auto classes, and what went in and came out is printed.
+"""`arlow demo`: the bundled model answers questions about the sample media in `demo_media/`, in one batch.
 
-The model's weights are random, so its answer is noise; that it depends on the picture is shown, not claimed.
+Flow: questions.json -> conversations -> one `generate` -> a table on the terminal, and an HTML page with the media.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import base64
+import html
+import json
 import time
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
-import torch
-from PIL import Image, ImageDraw
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
-
-from .configuration_arlow import ArlowConfig, ArlowTextConfig, ArlowVisionConfig
-from .image_processing_arlow import ArlowImageProcessor
-from .modeling_arlow import ArlowForConditionalGeneration
-from .processing_arlow import ArlowProcessor
-from .tokenization_arlow import ArlowTokenizer
-from .video_processing_arlow import ArlowVideoProcessor
+from .bundled import bundled_checkpoint
+from .errors import message
 
 
-TEXTS = (
-    "A red circle on a white table. A blue square moves to the right. What do you see in this picture?",
-    "What happens in this video? Compare the picture with the clip, and answer in one short sentence.",
-)
-VOCAB_SIZE = 512  # tokens
-NEW_TOKENS = 16
+MEDIA = Path(__file__).parent / "demo_media"
+MOST_WRONG = 2  # answers; more than that and the demo fails
+NEW_TOKENS = 24
+MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
+PAGE = """<!doctype html><meta charset="utf-8"><title>arlow demo</title>
+<style>body{{font-family:sans-serif;max-width:60em;margin:2em auto}} td,th{{padding:.4em .8em;text-align:left}}
+img,video{{max-height:8em;margin-right:.5em;vertical-align:middle}} .wrong{{color:#b00}}</style>
+<h1>arlow demo</h1><p>{summary}</p><table><tr><th>media<th>question<th>answer<th>expected</tr>
+{rows}</table>
+"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Put an image and a video through a small model and print what went in and what came out."
+    parser.description = "Ask the bundled model a dozen questions about sample pictures and clips."
     parser.epilog = "example: arlow demo"
+    parser.add_argument(
+        "--page", type=Path, metavar="HTML", default=Path("arlow-demo.html"), help="where the page goes"
+    )
 
 
 def check(options: argparse.Namespace) -> Callable[[], int]:
-    return main
+    """Raises `OSError` where there is no bundled model, or no place for the page."""
+    if not options.page.parent.is_dir():
+        raise OSError(message("page", str(options.page), "its directory does not exist"))
+    folder = bundled_checkpoint()
+    return lambda: run(folder, options.page)
 
 
-def main() -> int:
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        save_checkpoint(folder / "model")
-        picture, clip = draw_picture(folder / "picture.jpg"), draw_clip(folder / "clip.mp4")
-        print(f"made  a random model in {folder / 'model'}, {picture.name}, {clip.name}\n")
+def run(folder: Path, page: Path) -> int:
+    """Ask, print, write the page; 0 if nearly all answers are right, else 1."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        started = time.perf_counter()
-        processor = AutoProcessor.from_pretrained(folder / "model")
-        model = AutoModelForImageTextToText.from_pretrained(folder / "model").eval()
-        parameters = sum(weight.numel() for weight in model.parameters())
-        loading = time.perf_counter() - started
-        print(f"load  {type(model).__name__}, {parameters:,} parameters, {loading:.2f} s")
+    questions = json.loads((MEDIA / "questions.json").read_text(encoding="utf-8"))
+    started = time.perf_counter()
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    size = sum(weight.numel() for weight in model.parameters())
+    print(f"{folder.name}: {size:,} parameters, loaded in {time.perf_counter() - started:.1f} s\n")
 
-        conversation = ask(picture, clip)
-        started = time.perf_counter()
-        inputs = prepare(processor, conversation)
-        print(f"\nin    processed in {time.perf_counter() - started:.2f} s")
-        for key, tensor in inputs.items():
-            print(f"      {key:20} {tuple(tensor.shape)!s:16} {str(tensor.dtype).removeprefix('torch.')}")
-        print(f"\nseen  by the model (processor.explain):\n{processor.explain(conversation)}")
-
-        started = time.perf_counter()
-        output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-        answer = output[:, inputs["input_ids"].shape[1] :]
-        print(f"\nout   {answer.shape[1]} tokens in {time.perf_counter() - started:.2f} s: {answer[0].tolist()}")
-        print(f"      as text (random weights, so noise): {processor.batch_decode(answer, skip_special_tokens=True)}")
-
-        draw_picture(picture, color="blue")
-        other = prepare(processor, conversation)
-        with torch.no_grad():
-            change = (model(**inputs).logits[:, -1] - model(**other).logits[:, -1]).abs().max()
-        print(f"      with a blue circle instead of the red one, the next token's logits move by up to {change:.4f}")
-    return 0
+    started = time.perf_counter()
+    answers, tokens = ask(model, processor, [conversation(row) for row in questions])
+    seconds = time.perf_counter() - started
+    right = [answer == row["answer"] for answer, row in zip(answers, questions, strict=True)]
+    for row, answer, good in zip(questions, answers, right, strict=True):
+        media = ", ".join(row["media"]) or "(no media)"
+        print(f"{'ok   ' if good else 'WRONG'} {media}\n      {row['question']}")
+        print(f"      answer: {answer}   expected: {row['answer']}\n")
+    summary = (
+        f"{sum(right)} of {len(right)} right, {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tokens/s)"
+    )
+    print(summary)
+    page.write_text(PAGE.format(summary=summary, rows=rows(questions, answers, right)), encoding="utf-8")
+    print(f"wrote {page}")
+    return int(len(right) - sum(right) > MOST_WRONG)
 
 
-def ask(picture: Path, clip: Path) -> list[dict[str, Any]]:
-    content = [
-        {"type": "image", "path": str(picture)},
-        {"type": "video", "path": str(clip)},
-        {"type": "text", "text": "Compare the picture with the clip."},
+def conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The question in chat format, its media first."""
+    media = [
+        {"type": "video" if name.endswith(".mp4") else "image", "path": str(MEDIA / name)} for name in row["media"]
     ]
-    return [{"role": "user", "content": content}]
+    return [{"role": "user", "content": [*media, {"type": "text", "text": row["question"]}]}]
 
 
-def prepare(processor: Any, conversation: list[dict[str, Any]]) -> Any:
-    return processor.apply_chat_template(
-        conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", fps=2
+def ask(model: Any, processor: Any, conversations: list[list[dict[str, Any]]]) -> tuple[list[str], int]:
+    """Answers of one mixed batch, and how many tokens they took."""
+    inputs = processor.apply_chat_template(
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
     )
+    output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+    new = output[:, inputs["input_ids"].shape[1] :]
+    pad = model.generation_config.pad_token_id
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)], int((new != pad).sum())
 
 
-def save_checkpoint(folder: Path) -> None:
-    """A small model with random weights, its trained tokenizer and its processor, in one directory."""
-    tokenizer = ArlowTokenizer.train(iter(TEXTS), VOCAB_SIZE)
-    processor = ArlowProcessor(
-        image_processor=ArlowImageProcessor(), tokenizer=tokenizer, video_processor=ArlowVideoProcessor()
-    )
-    # An assistant's turn ends with <|im_end|>, a plain text with <|endoftext|>: generation stops at either.
-    ends = [tokenizer.eos_token_id, tokenizer.im_end_token_id]
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends}
-    config = ArlowConfig(
-        text_config=ArlowTextConfig.tiny(vocab_size=len(tokenizer), num_hidden_layers=4, **special),
-        # Widths in multiples of 64: the block size of 4-bit quantisation.
-        vision_config=ArlowVisionConfig.tiny(
-            depth=6, embed_dim=64, use_deformable_attention=True, deepstack_visual_indexes=None
-        ),
-        image_token_id=tokenizer.image_token_id,
-        video_token_id=tokenizer.video_token_id,
-        vision_start_token_id=tokenizer.vision_start_token_id,
-        vision_end_token_id=tokenizer.vision_end_token_id,
-    )
-    model = ArlowForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(**special)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+def rows(questions: list[dict[str, Any]], answers: list[str], right: list[bool]) -> str:
+    """The rows of the page, media inside it."""
+    lines = []
+    for row, answer, good in zip(questions, answers, right, strict=True):
+        media = "".join(element(MEDIA / name) for name in row["media"])
+        cells = [html.escape(text) for text in (row["question"], answer, row["answer"])]
+        lines.append(f'<tr class="{"right" if good else "wrong"}"><td>{media}<td>{"<td>".join(cells)}</tr>')
+    return "\n".join(lines)
 
 
-def draw_picture(path: Path, *, color: str = "red") -> Path:
-    """A JPEG of a circle on a table, 320 x 240 pixels."""
-    image = Image.new("RGB", (320, 240), "white")
-    ImageDraw.Draw(image).ellipse((100, 60, 220, 180), fill=color)
-    image.save(path, quality=90)
-    return path
-
-
-def draw_clip(path: Path, *, seconds: int = 2, fps: int = 12) -> Path:
-    """An MP4 of a square moving to the right, 160 x 120 pixels."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=Fraction(fps))
-        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
-        for i in range(seconds * fps):
-            frame = np.full((120, 160, 3), 255, dtype=np.uint8)
-            left = i * 120 // (seconds * fps)
-            frame[40:80, left : left + 40] = (0, 0, 255)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+def element(path: Path) -> str:
+    kind = MIME_TYPES[path.suffix]
+    data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    if kind.startswith("video"):
+        return f'<video src="{data}" autoplay loop muted></video>'
+    return f'<img src="{data}" alt="{html.escape(path.name)}">'
