@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from arlow.training.vision_mae import (
 )
 
 
+Usage = namedtuple("Usage", "total used free")
 TOWER = {
     "depth": 2, "embed_dim": 48, "hidden_size": 64, "num_heads": 2, "patch_size": 8, "deepstack_visual_indexes": [0],
     "use_progressive_patches": True, "use_deformable_attention": True, "initializer_range": 0.1,
@@ -195,6 +199,22 @@ def test_resume_is_exact(media: Path, tmp_path: Path) -> None:
     before = weights(whole)
     again = train("vision-mae", **fields(media, tmp_path / "whole", **both))
     assert same(before, weights(again))
+
+
+def test_room_for_what_is_yet_to_be_written(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on needs room for its next checkpoint and the model at the end, encoders included; no more."""
+    config = fields(media, tmp_path / "out", keep_checkpoints=1, save_steps=6)
+    out = train("vision-mae", **config)
+
+    def size(folder: Path) -> int:
+        files = [*folder.rglob("*.safetensors"), *folder.rglob("optimizer.pt")]
+        return sum(path.stat().st_size for path in files)
+
+    needed = size(out)  # one checkpoint, and the end
+    for share, refused in ((0.9, True), (1.1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=int(share * needed): Usage(10**12, 10**12, free))
+        with pytest.raises(OSError, match="GB free") if refused else nullcontext():
+            train("vision-mae", **config)
 
 
 @pytest.mark.slow

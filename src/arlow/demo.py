@@ -88,7 +88,7 @@ def ask(model: Any, processor: Any, conversations: list[list[dict[str, Any]]]) -
     inputs = processor.apply_chat_template(
         conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
     )
-    output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+    output = model.generate(**inputs.to(model.device), max_new_tokens=NEW_TOKENS, do_sample=False)
     new = output[:, inputs["input_ids"].shape[1] :]
     pad = model.generation_config.pad_token_id
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)], int((new != pad).sum())

@@ -90,12 +90,18 @@ def _world_size() -> int:
 
 
 def check_output(
-    recipe: CommonRecipe, model: PreTrainedModel, *, record: CommonRecipe | None = None, besides: int = 0
+    recipe: CommonRecipe,
+    model: PreTrainedModel,
+    *,
+    record: CommonRecipe | None = None,
+    copied: int = 0,
+    besides: int = 0,
 ) -> Path | None:
     """Refuses an output that cannot take the run, before anything is computed or written.
 
     Args:
         record: the recipe as the user gave it, where this run is one part of it.
+        copied: bytes of weights that every checkpoint, and the model at the end, hold twice.
         besides: bytes that will be written besides checkpoints and the model at the end.
 
     Returns:
@@ -123,7 +129,7 @@ def check_output(
         problem = f"cannot be written ({error.strerror or error})"
         raise OSError(message("output_dir", str(folder), problem)) from error
     # One checkpoint is written before the oldest is deleted. With the weights, AdamW's two float32 averages.
-    count, weights = max(recipe.keep_checkpoints + 1 - len(checkpoints), 1), saved_bytes(model)
+    count, weights = max(recipe.keep_checkpoints + 1 - len(checkpoints), 1), saved_bytes(model) + copied
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     need, free = count * (weights + 8 * trained) + weights + besides, shutil.disk_usage(there).free
     if need > free:
@@ -199,6 +205,7 @@ def run(
     callbacks: list[TrainerCallback] | None = None,
     trainer_class: type[ArlowTrainer] | None = None,
     record: CommonRecipe | None = None,
+    copied: int = 0,
     besides: int = 0,
 ) -> Path:
     """Train, and save the model with its processing at the top of `output_dir`.
@@ -210,7 +217,7 @@ def run(
         count_tokens: tokens in a batch, for the speed that is logged; default: the sum of `attention_mask`.
         learning_rates: parameter-name prefix -> peak learning rate, where it is not the recipe's.
         record: what is written to recipe.yaml; default: `recipe`.
-        besides: bytes that will be written besides checkpoints and the model at the end.
+        copied, besides: see `check_output`.
 
     Raises:
         ValueError, OSError: see `check_output`.
@@ -218,7 +225,7 @@ def run(
         TooManyBadSamples, TrainingError: training began and could not go on.
     """
     arguments = training_arguments(recipe, evaluate=eval_data is not None)
-    checkpoint = check_output(recipe, model, record=record, besides=besides)
+    checkpoint = check_output(recipe, model, record=record, copied=copied, besides=besides)
     if arguments.fsdp_plugin_args is not None:
         arguments.fsdp_plugin_args.setdefault("transformer_cls_names_to_wrap", _whole_modules(model))
     if recipe.compile:

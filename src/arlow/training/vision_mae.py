@@ -145,8 +145,7 @@ def train(recipe: Recipe) -> Path:
         count_tokens=count_patches,
         callbacks=[sheet] if eval_parts else [],
         trainer_class=VisionTrainer,
-        # Every checkpoint holds the encoder once more, by itself; so does the end.
-        besides=(recipe.keep_checkpoints + 2) * saved_bytes(model.tower),
+        copied=saved_bytes(model.tower),  # by itself, for other stages
     )
 
 
