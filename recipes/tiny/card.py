@@ -24,6 +24,7 @@ from arlow.data.scenes import allowed_pairs, draw_scene
 from arlow.evaluation.linear_probe import Probe, compare_with_random
 from arlow.evaluation.report import versions
 from arlow.evaluation.scores import wilson
+from arlow.evaluation.vqa import ALL
 from benchmarks.harness import cpu_name
 
 
@@ -32,7 +33,7 @@ STEPS = {
     "text": "text pretraining",
     "vision-mae": "masked autoencoding",
     "align": "alignment on pictures of one thing",
-    "sheets": "fine-tuning on sheets of little pictures",
+    "sheets": "fine-tuning on sheets of little pictures, and pictures in words",
     "finetune": "fine-tuning on lists, captions and questions",
     "eval-test": "scoring on the test split, with controls",
     "eval-unseen": "scoring on unseen pairs, with controls",
@@ -54,6 +55,7 @@ def main(run: Path) -> None:
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "test": score_table(scores["test"]),
         "unseen": score_table(scores["unseen"]),
+        "weak": weak_types(scores["test"]),
         "probes": probe_table(run),
         "seeds": seeds_table(run.parent),
         "products": products(run),
@@ -93,6 +95,13 @@ def score_table(result: dict[str, Any]) -> str:
             cells.append("-" if spread is None else f"{100 * spread['mean']:.1f}")
         rows.append(f"| {kind} | {line['n']} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def weak_types(result: dict[str, Any]) -> str:
+    """The types of question that are answered right less than nine times in ten, the worst first."""
+    shares = {kind: line["accuracy"]["mean"] for kind, line in result["summary"].items() if kind != ALL}
+    weak = sorted((share, kind) for kind, share in shares.items() if share < 0.9)
+    return ", ".join(f"{kind} ({100 * share:.0f} %)" for share, kind in weak) or "none"
 
 
 def seeds_table(runs: Path) -> str:
