@@ -156,13 +156,17 @@ def test_commands(chat, media, capsys):
     assert "/reset" in capsys.readouterr().err
 
 
-def test_pictures_are_those_of_their_time(chat, tmp_path):
-    """A picture that changes on disk after it was shown does not change the conversation."""
-    path = draw_picture(tmp_path / "picture.jpg")
-    command(chat, f"/image {path}")
+def test_media_are_those_of_their_time(chat, tmp_path):
+    """A picture or a clip that changes or goes after it was shown does not change the conversation, which goes on."""
+    picture, clip = draw_picture(tmp_path / "picture.jpg"), draw_clip(tmp_path / "clip.mp4")
+    command(chat, f"/image {picture}")
+    command(chat, f"/video {clip}")
     before = chat.explain()
-    draw_picture(path, color="blue").unlink()
+    draw_picture(picture, color="blue").unlink()
+    clip.unlink()
     assert chat.explain() == before
+    assert talk(chat, lines("what?", "and now?")) == 0
+    assert len(chat.messages) == 4
 
 
 @pytest.mark.parametrize(
@@ -184,12 +188,11 @@ def test_a_wrong_line_is_one_line_and_the_chat_goes_on(chat, capsys, line, reaso
 
 
 def test_an_error_while_answering_leaves_the_conversation(chat, media, capsys, tmp_path):
-    """A clip that is gone when the question comes is named; the next question is answered without it."""
+    """A clip that breaks off is an error when its frames are read; the next question is answered without it."""
     clip = draw_clip(tmp_path / "clip.mp4")
-    command(chat, f"/video {clip}")
-    clip.unlink()
+    chat.pending.append({"type": "video", "video": clip.read_bytes()[:200]})
     assert talk(chat, lines("what?", "hello")) == 0
-    assert "clip.mp4" in capsys.readouterr().err
+    assert "arlow: " in capsys.readouterr().err
     assert [turn["content"] for turn in chat.messages[:1]] == [[{"type": "text", "text": "hello"}]]
 
 

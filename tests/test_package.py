@@ -119,10 +119,13 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 @pytest.mark.slow
 def test_wheel_contents(wheel):
-    """The wheel holds every source file, the type marker, the licence, the autoload line and both entry points."""
+    """The wheel holds every source file, the bundled model and the media of the demo, the type marker, the licence, the autoload line and both entry points."""
     names = set(wheel.namelist())
     info = f"arlow-{arlow.__version__}.dist-info"
     sources = {f"arlow/{path.relative_to(SOURCE).as_posix()}" for path in SOURCE.rglob("*.py")}
+    kept = [*SOURCE.glob("checkpoints/arlow-tiny/*"), *SOURCE.glob("demo_media/**/*.*")]
+    assert len(kept) > 12  # the bundled model and its media
+    sources |= {f"arlow/{path.relative_to(SOURCE).as_posix()}" for path in kept}
     assert names >= sources | {"arlow/py.typed", "arlow.pth", "_arlow_autoload.py", f"{info}/licenses/LICENSE"}
     assert {name.split("/")[0] for name in names} == {"arlow", "arlow.pth", "_arlow_autoload.py", info}
     entry_points = wheel.read(f"{info}/entry_points.txt").decode()

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arlow import cli
 from arlow.chat_template import check_conversation, media_of
 from arlow.data import make_sample, pretraining_texts, shapes, write, write_dataset
 from arlow.data.digits import scans_of
@@ -191,18 +192,52 @@ def test_preset_writes_all_splits_scaled(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
-    """Splits that are whole stay untouched, missing ones are written, and all is as if it had never stopped."""
+    """Files that are whole stay untouched, missing ones are written, and all is as if it had never stopped."""
     paths = write(tmp_path / "whole", scale=0.0002)
     write(tmp_path / "stopped", scale=0.0002)
     for split in ("test", "unseen"):
         (tmp_path / "stopped" / split / "data.jsonl").unlink()
-    next((tmp_path / "stopped" / "test" / "images").iterdir()).write_bytes(b"half a pict")
-    before = (tmp_path / "stopped" / "train" / "data.jsonl").stat().st_mtime_ns
+    next((tmp_path / "stopped" / "test" / "images").glob("picture-*")).write_bytes(b"half a pict")
+    kept = [tmp_path / "stopped" / name for name in ("train/data.jsonl", "test/captions.jsonl")]
+    before = [path.stat().st_mtime_ns for path in kept]
     assert {split: path.name for split, path in write(tmp_path / "stopped", scale=0.0002).items()} == {
         split: path.name for split, path in paths.items()
     }
-    assert (tmp_path / "stopped" / "train" / "data.jsonl").stat().st_mtime_ns == before
+    assert [path.stat().st_mtime_ns for path in kept] == before
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+
+
+def test_files_of_other_arguments_are_written_anew(tmp_path: Path) -> None:
+    """What a stopped run of another seed left is no part of this one."""
+    write(tmp_path / "whole", scale=0.0002)
+    write(tmp_path / "other", scale=0.0002, seed=1)
+    for path in (tmp_path / "other").glob("*/data.jsonl"):
+        path.unlink()
+    write(tmp_path / "other", scale=0.0002)
+    whole, other = files_of(tmp_path / "whole"), files_of(tmp_path / "other")
+    assert {name: other.get(name) for name in whole} == whole
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["OUT", "--scale", "0"], "scale=0"),
+        (["OUT", "--workers", "-1"], "workers=-1"),
+        (["FILE"], "cannot be written"),
+        (["OTHER"], "holds a data.jsonl of other arguments"),
+    ],
+)
+def test_bad_input_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str], reason: str) -> None:
+    """What is wrong with the command line is one line, and nothing is written."""
+    (tmp_path / "file").touch()
+    (tmp_path / "other" / "test").mkdir(parents=True)
+    (tmp_path / "other" / "test" / "data.jsonl").touch()
+    places = {"FILE": tmp_path / "file" / "below", "OTHER": tmp_path / "other", "OUT": tmp_path / "out"}
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["data", "shapes", *(str(places.get(word, word)) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert reason in error and len(error.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

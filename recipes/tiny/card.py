@@ -6,7 +6,6 @@ usage: python -m recipes.tiny.card build/tiny/seed-0
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from arlow.evaluation.linear_probe import Probe, compare_with_random
 from arlow.evaluation.report import versions
 from arlow.evaluation.scores import wilson
 from arlow.evaluation.vqa import ALL
-from benchmarks.harness import cpu_name
+from benchmarks.harness import machine
 
 
 STEPS = {
@@ -47,11 +46,12 @@ def main(run: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(out)
     weights = out / "model.safetensors"
     scores = {split: json.loads((run / f"{split}.json").read_text(encoding="utf-8")) for split in ("test", "unseen")}
+    here = machine()
     facts = {
         "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
         "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
         "times": times(run),
-        "machine": f"{os.cpu_count()} CPU cores ({cpu_name()})",
+        "machine": f"{here['gpu']}, " * ("gpu" in here) + f"{here['cores']} CPU cores ({here['cpu']})",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "test": score_table(scores["test"]),
         "unseen": score_table(scores["unseen"]),

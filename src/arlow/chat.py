@@ -6,6 +6,7 @@ Answers go to stdout as they are written, everything else to stderr. The cache o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)")
     add("--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest word (default)")
     add("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the weights (default: auto, the checkpoint's; float32 for the one that comes along)",
+    )
 
 
 def check(options: argparse.Namespace) -> Callable[[], int]:
@@ -57,6 +63,7 @@ def check(options: argparse.Namespace) -> Callable[[], int]:
         from .bundled import bundled_checkpoint
 
         options.model = str(bundled_checkpoint())
+        options.dtype = options.dtype or "float32"  # what its card tells of; not every CPU is quick in bfloat16
     from .evaluation.answers import check_checkpoint_name, check_device
 
     check_checkpoint_name(options.model)
@@ -76,7 +83,7 @@ def load_part(kind: str, path: str) -> dict[str, Any]:
     from .video_reader import open_video
 
     open_video(file)
-    return {"type": "video", "video": str(file.resolve())}
+    return {"type": "video", "video": file.read_bytes()}
 
 
 def run(options: argparse.Namespace, media: list[dict[str, Any]]) -> int:
@@ -88,7 +95,8 @@ def run(options: argparse.Namespace, media: list[dict[str, Any]]) -> int:
 
     logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(options.model)
-    model = AutoModelForImageTextToText.from_pretrained(options.model).to(options.device or default_device())
+    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=options.dtype or "auto")
+    model.to(options.device or default_device())
     chat = Chat(model, processor, max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     chat.pending += media
     note(f"{options.model}: ask away; /help lists what else you can type")
@@ -102,8 +110,8 @@ def note(text: str) -> None:
 def read_line() -> str:
     """The next line of the user. Raises `EOFError` at the end."""
     if sys.stdin.isatty():
-        import readline  # noqa: F401, it gives `input` a history
-
+        with contextlib.suppress(ImportError):  # Windows has none
+            import readline  # noqa: F401, it gives `input` a history
         return input("> ")
     line = sys.stdin.readline()
     if not line:

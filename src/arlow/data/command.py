@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import message
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +20,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> Callable[[], int]:
-    if options.workers < 0:
-        raise ValueError(message("workers", options.workers, "must not be negative"))
+    """Raises `ValueError` or `OSError` before anything is written."""
+    from .shapes import planned, write
+
+    fields = {"scale": options.scale, "seed": options.seed, "workers": options.workers}
+    planned(options.out, **fields)
 
     def work() -> int:
-        from .shapes import write
-
-        for split, path in write(options.out, scale=options.scale, seed=options.seed, workers=options.workers).items():
+        for split, path in write(options.out, **fields).items():
             print(f"{split:12} {path}")
         return 0
 

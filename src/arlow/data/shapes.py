@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ FILES = {
     "grid": "sheets.jsonl",
 }  # fmt: skip
 INDEX = "data.jsonl"  # of all other tasks
+TEXTS = "texts.jsonl"  # of the task "texts"
 MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 
 # How many samples of each task a preset writes, at scale 1.
@@ -152,9 +153,12 @@ def make_folder(path: Path) -> None:
 
 
 def check_room(path: Path, splits: Iterable[dict[str, int]]) -> None:
-    """Raise `OSError` where the disk has too little room for these counts, by rows of average size and a tenth."""
+    """Raise `OSError` where nothing can be written, or where the disk has too little room for these counts, by rows of
+    average size and a tenth."""
     needed = sum(ROW_BYTES[task] * count for counts in splits for task, count in counts.items()) * 1.1
     there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise OSError(message("folder", str(path), f"cannot be written: {there} is no directory, or not yours"))
     free = shutil.disk_usage(there).free
     if needed > free:
         what = f"needs about {needed / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free"
@@ -163,17 +167,21 @@ def check_room(path: Path, splits: Iterable[dict[str, int]]) -> None:
 
 def is_done(path: Path, made: dict[str, Any]) -> bool:
     """Whether `path` holds the whole dataset of these arguments; raises `FileExistsError` if it holds another one."""
-    if not (path / "data.jsonl").exists():
+    if not (path / INDEX).exists():
         return False
-    try:
-        found = json.loads((path / MADE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if found != made:
+    if not is_of(path, made):
         raise FileExistsError(
             message("folder", str(path), "holds a data.jsonl of other arguments", "choose another folder")
         )
     return True
+
+
+def is_of(path: Path, made: dict[str, Any]) -> bool:
+    """Whether what is in `path`, whole or not, was written with these arguments."""
+    try:
+        return json.loads((path / MADE).read_text(encoding="utf-8")) == made
+    except (OSError, ValueError):
+        return False
 
 
 def check_workers(workers: int) -> None:
@@ -192,17 +200,20 @@ def started(workers: int) -> Iterator[Spread]:
         yield functools.partial(pool.imap, chunksize=16)
 
 
-def _write_split(folder: Path, *, split: str, counts: dict[str, int], seed: int, spread: Spread) -> Path:
+def _write_split(
+    folder: Path, *, split: str, counts: dict[str, int], seed: int, spread: Spread, kept: Sequence[str] = ()
+) -> Path:
+    """Write every file but those whose names are in `kept`."""
     start = seed * SEED_STRIDE
-    if counts.get("texts"):
+    if counts.get("texts") and TEXTS not in kept:
         seeds = range(start, start + counts["texts"])
         texts = spread(functools.partial(make_text, split), seeds)
-        write_lines(folder / "texts.jsonl", ({"text": text} for text in texts))
+        write_lines(folder / TEXTS, ({"text": text} for text in texts))
     write_one = functools.partial(write_sample, folder=folder, split=split, seed=seed)
     jobs = [(task, number) for task, count in counts.items() if task != "texts" for number in range(count)]
     for name in dict.fromkeys(FILES.values()):
         own = [job for job in jobs if FILES.get(job[0]) == name]
-        if own:
+        if own and name not in kept:
             write_lines(folder / name, spread(write_one, own))
     write_lines(folder / INDEX, spread(write_one, [job for job in jobs if job[0] not in FILES]))
     return folder / INDEX
@@ -247,8 +258,25 @@ def write(
     out: str | os.PathLike, *, preset: str = "tiny", scale: float = 1.0, seed: int = 0, workers: int = 0
 ) -> dict[str, Path]:
     """Write every split of a preset below `out` (`out/train`, ...), its counts times `scale`; the paths of their
-    `data.jsonl` by split. Splits that are there already, whole and of the same arguments, stay as they are: a run that
-    was stopped goes on. Raises as `write_dataset`, before anything is written."""
+    `data.jsonl` by split. Files of rows that are there already, of the same arguments, stay as they are: a run that was
+    stopped goes on. Raises as `write_dataset`, before anything is written."""
+    made, missing = planned(out, preset=preset, scale=scale, seed=seed, workers=workers)
+    for split in missing:
+        make_folder(Path(out) / split)
+    with started(workers) as spread:
+        for split in missing:
+            folder = Path(out) / split
+            names = [path.name for path in folder.glob("*.jsonl")] if is_of(folder, made[split]) else []
+            write_lines(folder / MADE, [made[split]])
+            _write_split(folder, split=split, **made[split], spread=spread, kept=names)
+    return {split: Path(out) / split / INDEX for split in made}
+
+
+def planned(
+    out: str | os.PathLike, *, preset: str = "tiny", scale: float = 1.0, seed: int = 0, workers: int = 0
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What `write` is about to do: the arguments of every split, and which of them are not there yet. Raises what is
+    wrong with that."""
     if preset not in PRESETS:
         raise ValueError(message("preset", preset, f"expected one of {', '.join(PRESETS)}"))
     if not 0 < scale <= 1000:
@@ -260,10 +288,4 @@ def write(
     }
     missing = [split for split in made if not is_done(Path(out) / split, made[split])]
     check_room(Path(out), [made[split]["counts"] for split in missing])
-    for split in missing:
-        make_folder(Path(out) / split)
-    with started(workers) as spread:
-        for split in missing:
-            write_lines(Path(out) / split / MADE, [made[split]])
-            _write_split(Path(out) / split, split=split, **made[split], spread=spread)
-    return {split: Path(out) / split / "data.jsonl" for split in made}
+    return made, missing
