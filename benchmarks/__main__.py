@@ -1,6 +1,6 @@
-"""Run cases, print a table, optionally write JSON; with --docs rewrite docs/performance.md from such a file instead.
+"""Run cases, print a table, optionally write JSON; with --docs rewrite docs/performance.md from such files instead.
 
-usage: python -m benchmarks [CASE ...] [--json FILE] [--threads N] [--quick], or --docs --json FILE
+usage: python -m benchmarks [CASE ...] [--json FILE] [--threads N] [--quick], or --docs FILE ...
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one round at small sizes: only to see that all runs")
-    parser.add_argument("--docs", action="store_true", help="run nothing: put the figures of --json into the docs")
+    parser.add_argument(
+        "--docs", nargs="+", type=Path, metavar="FILE", help="run nothing: these figures go into the docs"
+    )
     options = parser.parse_args()
     unknown = sorted(set(options.cases) - set(names))
     if unknown:
         parser.error(f"unknown case {unknown[0]!r}; there are {', '.join(names)}")
     if options.docs:
-        if options.json is None:
-            parser.error("--docs needs --json FILE, with the figures of a run")
         try:
-            page.write(json.loads(options.json.read_text(encoding="utf-8")))
+            page.write([json.loads(path.read_text(encoding="utf-8")) for path in options.docs])
         except (OSError, ValueError) as error:
             parser.error(str(error))
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -57,24 +58,28 @@ def row(result: Result) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write(report: dict[str, Any], page: Path = PAGE) -> None:
-    """Put a report into the page, in place of what follows its marker.
+def write(reports: Sequence[dict[str, Any]], page: Path = PAGE) -> None:
+    """Put reports into the page, each with its machine, in place of what follows its marker.
 
     Raises:
-        ValueError: the report is one of `--quick`, or the page has no marker.
+        ValueError: a report is one of `--quick`, or the page has no marker.
     """
-    if report["machine"].get("sizes") == "quick":
-        raise ValueError("the report is one of --quick: its figures mean nothing; run without it")
+    if any(report["machine"].get("sizes") == "quick" for report in reports):
+        raise ValueError("a report is one of --quick: its figures mean nothing; run without it")
     top, marker, _ = page.read_text(encoding="utf-8").partition(MARKER)
     if not marker:
         raise ValueError(f"{page}: the marker is missing; put back the line {MARKER}")
+    parts = [MARKER, *map(_section, reports)]
+    page.write_text(top + "\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _section(report: dict[str, Any]) -> str:
     names = [field.name for field in fields(Result)]
     results = [Result(**{name: each[name] for name in names}) for each in report["results"]]
     missed = [result.name for result in results if result.missed]
     facts = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
     summary = f"{len(results)} cases; {len(missed)} missed a target" + (f": {'; '.join(missed)}." if missed else ".")
-    lines = [MARKER, "", f"Machine: {facts}.", "", summary, "", HEADER, *map(row, results)]
-    page.write_text(top + "\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join([f"Machine: {facts}.", "", summary, "", HEADER, *map(row, results)])
 
 
 def _times(value: float | None) -> str:

@@ -31,6 +31,7 @@ NAMED = {
 BRIGHT = ["red", "gold", "darkorange", "yellow", "white", "tab:red", "tab:orange"]  # on dark ground
 INKS = sorted(NAMED.keys() - {"white", "yellow"})  # on light ground
 
+
 @pytest.fixture(scope="module")
 def bundled():
     folder = arlow.bundled_checkpoint()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write synthetic training data: pictures, clips and texts with questions and answers."
     parser.epilog = "example: arlow data shapes ./data --scale 0.1"
