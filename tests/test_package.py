@@ -119,7 +119,8 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 @pytest.mark.slow
 def test_wheel_contents(wheel):
-    """The wheel holds every source file, the bundled model and the media of the demo, the type marker, the licence, the autoload line and both entry points."""
+    """The wheel holds every source file, the bundled model and the media of the demo, the type marker, the licence, the
+    autoload line and both entry points."""
     names = set(wheel.namelist())
     info = f"arlow-{arlow.__version__}.dist-info"
     sources = {f"arlow/{path.relative_to(SOURCE).as_posix()}" for path in SOURCE.rglob("*.py")}

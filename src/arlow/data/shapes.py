@@ -258,8 +258,8 @@ def write(
     out: str | os.PathLike, *, preset: str = "tiny", scale: float = 1.0, seed: int = 0, workers: int = 0
 ) -> dict[str, Path]:
     """Write every split of a preset below `out` (`out/train`, ...), its counts times `scale`; the paths of their
-    `data.jsonl` by split. Files of rows that are there already, of the same arguments, stay as they are: a run that was
-    stopped goes on. Raises as `write_dataset`, before anything is written."""
+    `data.jsonl` by split. A run that was stopped goes on: files of rows that are there already, of the same arguments,
+    stay as they are. Raises as `write_dataset`, before anything is written."""
     made, missing = planned(out, preset=preset, scale=scale, seed=seed, workers=workers)
     for split in missing:
         make_folder(Path(out) / split)
