@@ -119,7 +119,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 @pytest.mark.slow
 def test_wheel_contents(wheel):
-    """The wheel holds every source file, the bundled model and the media of the demo, the type marker, the licence, the
+    """The wheel holds every source file, the bundled model and the demo's media, the type marker, the licence, the
     autoload line and both entry points."""
     names = set(wheel.namelist())
     info = f"arlow-{arlow.__version__}.dist-info"
