@@ -150,11 +150,18 @@ SCENE_WEIGHTS = {
     "exists": 1.0, "absent": 0.5,
 }  # fmt: skip
 CLUE_WEIGHTS = {"place": 2.5, "size": 0.8}
+# What is learned last, for a lesson of its own: comparing, counting, and saying that something is not there.
+HARD_WEIGHTS = {
+    "shape": 0.4, "colour": 0.6, "count": 2.5, "larger": 0.3, "position": 0.6, "side": 4.0, "position_yes_no": 3.0,
+    "exists": 1.0, "absent": 2.0,
+}  # fmt: skip
 
 
-def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
+def make_picture(
+    rng: random.Random, split: str, most: int, *, plain: bool = False, weights: dict[str, float] = SCENE_WEIGHTS
+) -> Sample:
     """One to four shapes. Type and answer of the first question are drawn first, then scenes until one fits."""
-    kind = draw_kind(rng, SCENE_WEIGHTS, even=most == 1)
+    kind = draw_kind(rng, weights, even=most == 1)
     answers = SCENE_ANSWERS.get(kind)
     if split == "unseen" and kind == "colour":
         answers = tuple(sorted(colour for _, colour in UNSEEN_PAIRS))
@@ -166,7 +173,7 @@ def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = Fal
         first = draw_fitting(rng, scene, split, kind, answer)
     turns = [first.turn]
     if most > 1:
-        weights = SCENE_WEIGHTS | CLUE_WEIGHTS
+        weights = weights | CLUE_WEIGHTS
         pools = {other: options_of(rng, scene, other, allowed=allowed_pairs(split)) for other in weights}
         turns = pick_turns(rng, first, pools, rng.randint(4, most), weights=weights)
         if rng.random() < 0.06:
@@ -290,12 +297,14 @@ CLIP_WEIGHTS = {
 }  # fmt: skip
 
 
+HARD_CLIP_WEIGHTS = {"video_direction": 1.5, "video_size": 2.5, "video_changes": 3.0, "absent": 1.0}
 STILL = {"video_direction": "it does not move", "video_size": "neither"}
 
 
-def make_clip(rng: random.Random, split: str, most: int) -> Sample:
+def make_clip(rng: random.Random, split: str, most: int, *, weights: dict[str, float] = CLIP_WEIGHTS) -> Sample:
     """A shape that moves, changes its size or its colour, or digits in turn."""
-    weights = CLIP_WEIGHTS if split != "unseen" else {k: w for k, w in CLIP_WEIGHTS.items() if k != "video_digit"}
+    if split == "unseen":
+        weights = {kind: weight for kind, weight in weights.items() if kind != "video_digit"}
     kind = draw_kind(rng, weights, even=most == 1)
     if kind == "video_digit":
         digits = draw_digit_turn(rng)
@@ -561,4 +570,8 @@ MAKERS: dict[str, Callable[[random.Random, str, int], Sample]] = {
     "grid": make_grid,
     "plain_two_images": partial(make_two_images, plain=True),
     "plain_text": make_text,
+    # The last lesson.
+    "hard_picture": partial(make_picture, weights=HARD_WEIGHTS),
+    "hard_plain_picture": partial(make_picture, plain=True, weights=HARD_WEIGHTS),
+    "hard_clip": partial(make_clip, weights=HARD_CLIP_WEIGHTS),
 }
