@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from arlow.data.samples import MAKERS, Sample
+from arlow.data.samples import MAKERS, Picture, Sample
 
 
 FOLDER = Path(__file__).parents[2] / "src" / "arlow" / "demo_media"
@@ -32,6 +33,8 @@ def main() -> None:
             sample = first(task, kind)
             media = []
             for number, item in enumerate(sample.media):
+                if isinstance(item, Picture) and len(rows) % 2:  # every other picture is a PNG
+                    item = replace(item, quality=None)
                 stem = kind if len(sample.media) == 1 else f"{kind}-{number + 1}"
                 media.append(item.save(FOLDER, stem)["path"])
             turn = sample.turns[0]
