@@ -52,7 +52,7 @@ def main(run: Path) -> None:
         "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
         "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
         "times": times(run),
-        "machine": f"{here['gpu']}, " * ("gpu" in here) + f"{here['cores']} CPU cores ({here['cpu']})",
+        "machine": ", ".join(filter(None, [here.get("gpu"), f"{here['cores']} CPU cores ({here['cpu']})"])),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "test": score_table(scores["test"]),
         "unseen": score_table(scores["unseen"]),
