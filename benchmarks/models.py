@@ -45,6 +45,7 @@ VISION = sized(
 )
 BLIND = {"depth": 1, "width": 64, "heads": 4, "taps": []}  # a tower that is never asked
 PATCH = 14
+IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
 
 
 def towers(dtype: torch.dtype, *, out: int, **arlow_only: Any) -> tuple[Any, Any]:
@@ -85,6 +86,13 @@ def peer_model(dtype: torch.dtype, text: dict[str, int], vision: dict[str, Any] 
     )
     with _new_weights(dtype):
         return Qwen3VLForConditionalGeneration(config).eval()
+
+
+def text_for(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """`TEXT` with room for the tokenizer's vocabulary, and the ids of its media tokens."""
+    return {**TEXT, "vocab_size": max(TEXT["vocab_size"], len(tokenizer))}, {
+        name: getattr(tokenizer, name) for name in IDS
+    }
 
 
 def models(dtype: torch.dtype, text: dict[str, int], vision: dict[str, Any] = BLIND, **ids: int) -> tuple[Any, Any]:
@@ -128,8 +136,7 @@ def weight_bytes(model: Any) -> int:
 
 
 def _low_ids() -> dict[str, int]:
-    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
-    return {name: number for number, name in enumerate(names, 3)}
+    return {name: number for number, name in enumerate(IDS, 3)}
 
 
 def _arlow_vision(shape: dict[str, Any], out: int, **options: Any) -> ArlowVisionConfig:

@@ -192,7 +192,7 @@ def test_an_error_while_answering_leaves_the_conversation(chat, media, capsys, t
     clip = draw_clip(tmp_path / "clip.mp4")
     chat.pending.append({"type": "video", "video": clip.read_bytes()[:200]})
     assert talk(chat, lines("what?", "hello")) == 0
-    assert "arlow: " in capsys.readouterr().err
+    assert "videos[0] (200 bytes): truncated" in capsys.readouterr().err
     assert [turn["content"] for turn in chat.messages[:1]] == [[{"type": "text", "text": "hello"}]]
 
 

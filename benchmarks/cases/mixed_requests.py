@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from benchmarks.harness import Case
 from benchmarks.media import jpeg
-from benchmarks.models import TEXT, VISION, models
+from benchmarks.models import VISION, models, text_for
 from benchmarks.peers import PEER, corpus, processors
 from benchmarks.settings import DEVICE, sized
 
@@ -23,13 +23,11 @@ from benchmarks.settings import DEVICE, sized
 PICTURES = sized([0] * 6 + [1] * 8 + [2] * 2, [0, 1, 2])  # of each request
 NEW = 8  # tokens
 LARGEST = {"shortest_edge": 56 * 56, "longest_edge": 128 * 28 * 28}  # pixels
-IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 def cases() -> Iterator[Case]:
     arlow_processor, peer_processor = processors(images=LARGEST)
-    ids = {name: getattr(arlow_processor.tokenizer, name) for name in IDS}
-    text = {**TEXT, "vocab_size": max(TEXT["vocab_size"], len(arlow_processor.tokenizer))}
+    text, ids = text_for(arlow_processor.tokenizer)
     arlow, peer = models(torch.bfloat16, text, VISION, **ids)
     with tempfile.TemporaryDirectory() as folder:
         chats = [request(Path(folder), number, count) for number, count in enumerate(PICTURES)]

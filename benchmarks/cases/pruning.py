@@ -20,7 +20,7 @@ from arlow.data.shapes import conversation, make_sample
 from arlow.demo import ask
 from benchmarks.harness import Case
 from benchmarks.media import jpeg
-from benchmarks.models import TEXT, VISION, arlow_model
+from benchmarks.models import VISION, arlow_model, text_for
 from benchmarks.peers import processors
 from benchmarks.settings import DEVICE, sized
 
@@ -29,13 +29,11 @@ RATIOS = (0.25, 0.5, 0.75)
 SIDE, NEW = sized(1024, 112), 16  # pixels, tokens
 QUESTIONS = {"picture": sized(400, 4), "digit": sized(100, 2)}
 BATCH = 50
-IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 def cases() -> Iterator[Case]:
     processor, _ = processors()
-    ids = {name: getattr(processor.tokenizer, name) for name in IDS}
-    text = {**TEXT, "vocab_size": max(TEXT["vocab_size"], len(processor.tokenizer))}
+    text, ids = text_for(processor.tokenizer)
     model = arlow_model(torch.bfloat16, text, VISION, **ids)
     whole = right_answers(0.0)
     with tempfile.TemporaryDirectory() as folder:

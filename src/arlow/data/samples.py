@@ -295,8 +295,6 @@ CLIP_WEIGHTS = {
     "video_direction": 1.0, "video_colour": 0.7, "video_shape": 0.5, "video_size": 1.4, "video_changes": 1.4,
     "video_digit": 1.2, "absent": 0.4,
 }  # fmt: skip
-
-
 HARD_CLIP_WEIGHTS = {"video_direction": 1.5, "video_size": 2.5, "video_changes": 3.0, "absent": 1.0}
 STILL = {"video_direction": "it does not move", "video_size": "neither"}
 
