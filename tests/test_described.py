@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 
@@ -9,6 +10,7 @@ import pytest
 
 from arlow.data.captions import PLACES
 from arlow.data.described import described_clip, described_pair, described_scene, make_described
+from arlow.data.questions import Turn
 from arlow.data.scenes import COLOURS, SHAPES
 
 
@@ -24,6 +26,15 @@ THING = re.compile(
 def read(description: str) -> list[tuple[str, str, str, tuple[int, int]]]:
     """Size, colour, shape and place (column, row) of everything a description names."""
     return [(size, colour, shape, WHERE[place]) for size, colour, shape, place in THING.findall(description)]
+
+
+def spot(place: tuple[int, int]) -> str:
+    """How the working of an answer calls a place: "top left"."""
+    return PLACES[place].removeprefix("at the ").removeprefix("on the ").removeprefix("in the ")
+
+
+def inventory(things: list) -> str:
+    return ", ".join(f"{thing[1]} {thing[2]} {spot(thing[3])}" for thing in things)
 
 
 def asked_about(question: str, things: list) -> list:
@@ -46,6 +57,9 @@ def test_what_is_asked_is_told(seed: int) -> None:
             found = asked_about(turn.question, things)
             if turn.type == "count":
                 assert turn.answer == str(len(found)), (description, turn)
+                assert turn.working == inventory(found), (description, turn)
+            elif turn.type in ("side", "position_yes_no"):
+                check_sides(turn, things)
             elif turn.type == "exists":
                 assert turn.answer == ("yes" if found else "no"), (description, turn)
             elif turn.type == "place":
@@ -61,6 +75,26 @@ def test_what_is_asked_is_told(seed: int) -> None:
                 assert len({thing[0] for thing in things}) > 1, (description, turn)
 
 
+def check_sides(turn: Turn, things: list) -> None:
+    """The working names both shapes with their places, the one asked about first; the answer follows from those."""
+    spots = {spot(place): place for place in PLACES}
+    places = []
+    for part in turn.working.split(", "):
+        name, where = re.fullmatch(rf"(.*?(?:{'|'.join(SHAPES)}|shape)) (.*)", part).groups()
+        (thing,) = asked_about(name, things)
+        assert spots[where] == thing[3], (things, turn)
+        assert f"the {name}" in turn.question.lower(), turn
+        places.append(thing[3])
+    (column, row), (other_column, other_row) = places
+    left, above = other_column - column, other_row - row  # by how much the first lies further that way
+    ways = {"left": left, "right": -left, "above": above, "over": above, "below": -above, "under": -above}
+    if turn.type == "side":
+        assert ways[turn.answer] == max(ways.values()) > 0, (things, turn)
+    else:
+        (way,) = set(re.findall(r"\b(left|right|above|over|below|under)\b", turn.question.lower()))
+        assert turn.answer == ("yes" if ways[way] > 0 else "no"), (things, turn)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_two_pictures_differ_in_their_words(seed: int) -> None:
     """What changed is seen in the words: "same" where both are told alike, and only there."""
@@ -69,6 +103,11 @@ def test_two_pictures_differ_in_their_words(seed: int) -> None:
         description, turns = described_pair(rng, "train", 12)
         first, second = (line.partition(": ")[2] for line in description.splitlines())
         (same,) = (turn for turn in turns if turn.type == "same_different")
+        pairs = [shown.split(", ") for shown in same.working.split("; ")]
+        for number, side in enumerate((first, second)):  # shape by shape, each side complete
+            shown = [pair[number] for pair in pairs if pair[number] != "nothing"]
+            assert sorted(shown) == sorted(inventory(read(side)).split(", ")), (description, pairs)
+        assert sum(before != after for before, after in pairs) == (first != second)
         assert same.answer == ("same" if first == second else "different")
         for turn in turns:
             if turn.type == "what_changed" and turn.answer == "number":
@@ -86,7 +125,9 @@ def test_clips(seed: int) -> None:
         for turn in turns:
             if turn.type == "video_changes":
                 colours = re.findall("|".join(COLOURS), description)
-                assert turn.answer == str(len(colours) - 1)
+                assert turn.working.split() == colours
+                changes = sum(one != other for one, other in itertools.pairwise(colours))
+                assert turn.answer == str(changes)
             else:
                 assert turn.answer in description
 

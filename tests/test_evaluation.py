@@ -268,6 +268,27 @@ def test_scores_and_controls_of_an_answerer_that_sees(data):
     assert [answer["right"] for answer in model["answers"]].count(False) == 1
 
 
+def test_only_the_answer_counts_after_its_working(tmp_path):
+    """With `answer_after` the same answer is right however it was reached; the file keeps all that was said."""
+    said = {"a": "star top, circle left: above", "b": "above", "c": "star top: circle left: left", "d": "above: left"}
+    wanted = "star top left, circle left: above"
+    rows = [{**question("Where?", wanted, kind="side"), "id": name} for name in said]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+
+    def answerer(name):
+        return lambda rows: [said[row.id] for row in rows]
+
+    (model,) = evaluate_vqa("stub", data=path, answerer=answerer, answer_after=": ")["models"]
+    assert [row["right"] for row in model["answers"]] == [True, True, False, False]
+    assert [row["answer"] for row in model["answers"]] == list(said.values())
+    assert {row["expected"] for row in model["answers"]} == {(wanted,)}
+    assert model["scores"]["side"]["majority"]["answer"] == "above"
+    (model,) = evaluate_vqa("stub", data=path, answerer=answerer)["models"]
+    assert not any(row["right"] for row in model["answers"])
+    with pytest.raises(ValueError, match="answer_after=''"):
+        evaluate_vqa("stub", data=path, answerer=answerer, answer_after="")
+
+
 def test_too_many_bad_media(data):
     """More unreadable media than allowed end the evaluation, with the first one's name."""
     with pytest.raises(ValueError, match=r"max_bad=0: 1 rows cannot be used; the first is gone"):

@@ -10,6 +10,7 @@ import pytest
 from arlow.data.captions import PLACES, size_word
 from arlow.data.described import described_list
 from arlow.data.lists import FACTS, draw_list, grid_of
+from arlow.data.questions import Turn
 from arlow.data.scenes import COLOURS, SHAPES, UNSEEN_PAIRS, Scene, allowed_pairs, draw_pairs, draw_scene
 
 
@@ -19,7 +20,7 @@ def scene_of(rng: random.Random) -> Scene:
 
 def named(words: str, scene: Scene) -> list:
     """The shapes of the scene that fit a name such as "red circle", "red" or "circle"."""
-    parts = words.split()
+    parts = [part for part in words.split() if part != "shape"]
     return [thing for thing in scene.things if all(part in (thing.colour, thing.shape) for part in parts)]
 
 
@@ -32,6 +33,9 @@ def test_lists_are_true(seed: int) -> None:
         turn = draw_list(rng, scene, allowed_pairs("train"))
         question = turn.question.lower().rstrip("?.")
         assert not any(f"{colour} {shape}" in turn.question for shape, colour in UNSEEN_PAIRS)
+        if "seen from" in question or "which side of" in question:
+            check_sides(turn, scene)
+            continue
         asked = re.split(r"by |: ", question, maxsplit=1)[1].split(", ")
         if all(part in FACTS for part in asked):
             expected = [", ".join(FACTS[fact](scene, thing) for fact in asked) for thing in scene.things]
@@ -49,6 +53,19 @@ def test_lists_are_true(seed: int) -> None:
                 column, row = next(place for place, words in PLACES.items() if words == said)
                 assert column / 3 <= thing.x / scene.width <= (column + 1) / 3
                 assert row / 3 <= thing.y / scene.height <= (row + 1) / 3
+
+
+def check_sides(turn: Turn, scene: Scene) -> None:
+    """Every side is true of some shape of that name, and clearly more so than any other side."""
+    asked = re.split(r"seen from the |side of the ", turn.question.lower().rstrip("?."))[1]
+    (seat,) = named(asked, scene)
+    for part in turn.answer.split(", "):
+        name, _, side = part.rpartition(" ")
+        ways = [
+            {"left": seat.x - one.x, "right": one.x - seat.x, "above": seat.y - one.y, "below": one.y - seat.y}
+            for one in named(name, scene)
+        ]
+        assert any(way[side] == max(way.values()) > 0 for way in ways), turn
 
 
 def test_grids_show_where_everything_is() -> None:

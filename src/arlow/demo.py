@@ -20,7 +20,8 @@ from .errors import message
 
 MEDIA = Path(__file__).parent / "demo_media"
 MOST_WRONG = 2  # answers; more than that and the demo fails
-NEW_TOKENS = 24
+NEW_TOKENS = 64
+ANSWER_AFTER = ": "  # what stands between the working and the answer of the bundled model
 MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
 PAGE = """<!doctype html><meta charset="utf-8"><title>arlow demo</title>
 <style>body{{font-family:sans-serif;max-width:60em;margin:2em auto}} td,th{{padding:.4em .8em;text-align:left}}
@@ -51,6 +52,8 @@ def run(folder: Path, page: Path) -> int:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from .evaluation.scores import final_answer
+
     questions = json.loads((MEDIA / "questions.json").read_text(encoding="utf-8"))
     started = time.perf_counter()
     processor = AutoProcessor.from_pretrained(folder)
@@ -61,7 +64,8 @@ def run(folder: Path, page: Path) -> int:
     started = time.perf_counter()
     answers, tokens = ask(model, processor, [conversation(row) for row in questions])
     seconds = time.perf_counter() - started
-    right = [answer == row["answer"] for answer, row in zip(answers, questions, strict=True)]
+    finals = [final_answer(answer, ANSWER_AFTER) for answer in answers]
+    right = [answer == row["answer"] for answer, row in zip(finals, questions, strict=True)]
     for row, answer, good in zip(questions, answers, right, strict=True):
         media = ", ".join(row["media"]) or "(no media)"
         print(f"{'ok   ' if good else 'WRONG'} {media}\n      {row['question']}")

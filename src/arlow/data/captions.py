@@ -56,6 +56,12 @@ def place_of(x: float, y: float, width: float, height: float) -> str:
     return PLACES[third(x / width), third(y / height)]
 
 
+def look(scene: Scene, thing: Thing, name: str | None = None) -> str:
+    """What is seen at one place, as the working of an answer says it: "red circle top left"."""
+    place = place_of(thing.x, thing.y, scene.width, scene.height)
+    return f"{name or name_of(thing)} {place.split(' ', 2)[2]}"
+
+
 def in_reading_order(scene: Scene) -> list[Thing]:
     """The shapes by thirds of the height, each third from left to right."""
     return sorted(scene.things, key=lambda thing: (third(thing.y / scene.height), thing.x))

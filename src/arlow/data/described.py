@@ -10,7 +10,7 @@ from dataclasses import replace
 from .captions import describe_scene, describe_story, size_word, third
 from .lists import draw_list
 from .questions import SCENE_OPTIONS, Turn, options_of, pick_turns
-from .samples import CHANGES, SCENE_WEIGHTS, Sample, draw_change, draw_story_about, pair_turns
+from .samples import CHANGES, SCENE_WEIGHTS, Sample, draw_change, draw_story_about, looks, pair_turns
 from .scenes import Scene, allowed_pairs, draw_pairs, draw_scene
 from .wordings import ask
 
@@ -72,21 +72,24 @@ def as_told(scene: Scene) -> Scene:
 
 
 def described_clip(rng: random.Random, split: str, most: int) -> Described:
-    """A clip, and what happens in it."""
+    """A clip, told by what happens in it, or by the colour at several times."""
     story = draw_story_about(rng, split, rng.choice(["video_direction", "video_size", "video_changes", None]))
-    shape, colour = story.thing.shape, story.colours[0]
+    shape, colour, changes = story.thing.shape, story.colours[0], str(len(story.colours) - 1)
+    is_timed = rng.random() < 0.5
+    working = looks(story) if is_timed else " ".join(story.colours)
     turns = [
-        Turn("video_changes", ask(rng, "video_changes", "the shape"), str(len(story.colours) - 1)),
+        Turn("video_changes", ask(rng, "video_changes", "the shape"), changes, working),
         Turn("video_shape", ask(rng, "video_shape", "the shape"), shape),
     ]
     if len(story.colours) == 1:
         turns.append(Turn("video_colour", ask(rng, "video_colour", f"the {shape}"), colour))
-    if story.direction:
+    if story.direction and not is_timed:
         turns.append(Turn("video_direction", ask(rng, "video_direction", "it"), story.direction))
-    if story.size:
+    if story.size and not is_timed:
         turns.append(Turn("video_size", ask(rng, "video_size", "it"), story.size))
     rng.shuffle(turns)
-    return f"Video: {describe_story(story, rng.randrange(3))}", turns[:most]
+    told = f"{looks(story)} {shape}" if is_timed else describe_story(story, rng.randrange(3))
+    return f"Video: {told}", turns[:most]
 
 
 def described_pair(rng: random.Random, split: str, most: int) -> Described:
@@ -110,13 +113,18 @@ def described_picture_and_clip(rng: random.Random, split: str, most: int) -> Des
     shape, colour = rng.choice(allowed_pairs(split))
     alike = [pair for pair in allowed_pairs(split) if shape in pair or colour in pair]
     other, hue = rng.choice(rng.choice([alike, allowed_pairs(split), [(shape, colour)]]))
-    answer = f"{colour} {shape}, {hue} {other}: {COMMONS[shape == other, colour == hue]}"
-    return f"Picture: {colour} {shape}.\nVideo: {hue} {other}.", [Turn("in_common", ask(rng, "in_common"), answer)]
+    turn = Turn(
+        "in_common",
+        ask(rng, "in_common"),
+        COMMONS[shape == other, colour == hue],
+        working=f"{colour} {shape}, {hue} {other}",
+    )
+    return f"Picture: {colour} {shape}.\nVideo: {hue} {other}.", [turn]
 
 
 DESCRIPTIONS: dict[Callable[[random.Random, str, int], Described], float] = {
     described_scene: 3.0,
-    described_pair: 1.1,
+    described_pair: 1.8,
     described_clip: 1.0,
     described_picture_and_clip: 0.4,
 }

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from .captions import PLACES, name_of, place_of, size_word
-from .questions import Turn
+from .questions import SIDES, Turn, is_beside, names_of
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
 from .wordings import LIST, vary
 
@@ -23,7 +23,7 @@ Name = tuple[str | None, str | None]  # shape and colour; None: any
 
 def draw_list(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
     """One question about all shapes of the scene; it names no pair that is not `allowed`."""
-    return rng.choices([facts_of_all, counts_of, places_of], (3, 1, 1))[0](rng, scene, allowed)
+    return rng.choices([facts_of_all, counts_of, places_of, sides_of], (3, 1, 1, 3))[0](rng, scene, allowed)
 
 
 def facts_of_all(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
@@ -49,6 +49,25 @@ def places_of(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn
         return facts_of_all(rng, scene, allowed)
     answer = ", ".join(f"{name} {places[0] if places else 'nowhere'}" for name, places in found)
     return Turn("list", vary(rng, rng.choice(LIST["places"]).format(", ".join(map(words, names)))), answer)
+
+
+def sides_of(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
+    """On which side of one shape each of the others is, nearly diagonal ones left out; in any order."""
+    seen = {
+        (index, name): [
+            f"{name_of(other)} {side.removesuffix(' of')}"
+            for other in rng.sample(scene.things, len(scene.things))
+            for side in SIDES
+            if other is not scene.things[index] and is_beside(other, scene.things[index], side, straight=1.5)
+        ]
+        for index in range(len(scene.things))
+        for name in names_of(scene.things, index)
+    }
+    found = [(name, sides) for (_, name), sides in seen.items() if sides]
+    if not found:
+        return facts_of_all(rng, scene, allowed)
+    name, sides = rng.choice(found)
+    return Turn("list", vary(rng, rng.choice(LIST["sides"]).format(name)), ", ".join(sides))
 
 
 def grid_of(rng: random.Random, scene: Scene) -> Turn:

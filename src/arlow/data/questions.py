@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
-from .captions import certain_place, certain_size
+from .captions import certain_place, certain_size, in_reading_order, look
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
 from .wordings import article, ask
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its only right answer."""
+    """One question and its only right answer. `working` is what the answer follows from, where that has to be put
+    together from several places: said first, it turns one hard step into several easy ones."""
 
     type: str
     question: str
     answer: str
+    working: str = ""
+
+    @property
+    def reply(self) -> str:
+        """What is said: "red circle, blue circle: 2", or the answer alone."""
+        return f"{self.working}: {self.answer}" if self.working else self.answer
 
 
 @dataclass(frozen=True)
@@ -115,10 +122,16 @@ def count_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> 
         ]
         fact = frozenset({("count", what)})
         tells = fact | {("exists", what)}
-        if isinstance(what, tuple):
-            tells |= {(kind, index) for index in counted for kind in ("shape", "colour")}
-        options.append(Option(Turn("count", ask(rng, "count", word), str(len(counted))), tells, fact))
+        tells |= {(kind, index) for index in counted for kind in ("shape", "colour", "place")}
+        working = inventory(scene, counted)
+        options.append(Option(Turn("count", ask(rng, "count", word), str(len(counted)), working), tells, fact))
     return options
+
+
+def inventory(scene: Scene, indices: Collection[int] | None = None) -> str:
+    """The shapes, or those at `indices`, in reading order: "red circle top left, blue star middle"."""
+    chosen = scene.things if indices is None else [scene.things[index] for index in indices]
+    return ", ".join(look(scene, thing) for thing in in_reading_order(replace(scene, things=tuple(chosen))))
 
 
 def doubtful_colours(scene: Scene) -> set[str]:
@@ -196,8 +209,10 @@ def side_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> l
                 continue
             (a, told_a), (b, told_b) = (rng.choice([*names_of(things, index).items()]) for index in (one, two))
             fact = frozenset({("side", frozenset((one, two)))})
-            turn = Turn("side", ask(rng, "side", a, b), sides[0].removesuffix(" of"))
-            options.append(Option(turn, told_a | told_b | fact, fact))
+            places = frozenset({("place", one), ("place", two)})
+            working = f"{seen(scene, a, first)}, {seen(scene, b, second)}"
+            turn = Turn("side", ask(rng, "side", a, b), sides[0].removesuffix(" of"), working)
+            options.append(Option(turn, told_a | told_b | places | fact, fact))
     return options
 
 
@@ -209,6 +224,7 @@ def position_yes_no_options(rng: random.Random, scene: Scene, allowed: Sequence[
         for two, second in enumerate(things):
             if one == two or not names_of(things, one) or not names_of(things, two):
                 continue
+            places = frozenset({("place", one), ("place", two)})
             for side in SIDES:
                 beside = is_beside(first, second, side)
                 if beside is None:
@@ -216,8 +232,15 @@ def position_yes_no_options(rng: random.Random, scene: Scene, allowed: Sequence[
                 (a, told_a), (b, told_b) = (rng.choice([*names_of(things, index).items()]) for index in (one, two))
                 fact = frozenset({("side", frozenset((one, two)))})
                 question = ask(rng, "position_yes_no", a, rng.choice(SIDE_WORDS[side]), b)
-                options.append(Option(Turn("position_yes_no", question, yes_no(beside)), told_a | told_b | fact, fact))
+                working = f"{seen(scene, a, first)}, {seen(scene, b, second)}"
+                turn = Turn("position_yes_no", question, yes_no(beside), working)
+                options.append(Option(turn, told_a | told_b | places | fact, fact))
     return options
+
+
+def seen(scene: Scene, name: str, thing: Thing) -> str:
+    """Where a shape is, under the name of the question: "red shape top left"."""
+    return look(scene, thing, name.removeprefix("the "))
 
 
 def yes_no(truth: bool) -> str:

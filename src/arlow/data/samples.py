@@ -20,7 +20,7 @@ from .captions import (
     describe_scene,
     describe_story,
     in_reading_order,
-    name_of,
+    look,
 )
 from .clips import (
     DIRECTIONS,
@@ -34,7 +34,16 @@ from .clips import (
 )
 from .digits import digit_mask
 from .lists import draw_list, grid_of
-from .questions import SCENE_ANSWERS, Option, Turn, full_name, options_of, pick_option, pick_turns
+from .questions import (
+    SCENE_ANSWERS,
+    Option,
+    Turn,
+    full_name,
+    inventory,
+    options_of,
+    pick_option,
+    pick_turns,
+)
 from .scenes import (
     COLOURS,
     LINE,
@@ -146,22 +155,15 @@ def in_turn(rng: random.Random, first: Turn, others: list[Turn], most: int) -> l
 
 
 SCENE_WEIGHTS = {
-    "shape": 1.5, "colour": 1.5, "count": 1.4, "larger": 1.3, "position": 2.2, "side": 1.6, "position_yes_no": 2.0,
-    "exists": 1.0, "absent": 0.5,
+    "shape": 1.3, "colour": 1.5, "count": 1.7, "larger": 1.2, "position": 1.8, "side": 2.2, "position_yes_no": 1.8,
+    "exists": 1.0, "absent": 1.0,
 }  # fmt: skip
-CLUE_WEIGHTS = {"place": 2.5, "size": 0.8}
-# What is learned last, for a lesson of its own: comparing, counting, and saying that something is not there.
-HARD_WEIGHTS = {
-    "shape": 0.4, "colour": 0.6, "count": 2.5, "larger": 0.3, "position": 0.6, "side": 4.0, "position_yes_no": 3.0,
-    "exists": 1.0, "absent": 2.0,
-}  # fmt: skip
+CLUE_WEIGHTS = {"place": 2.0, "size": 0.6}
 
 
-def make_picture(
-    rng: random.Random, split: str, most: int, *, plain: bool = False, weights: dict[str, float] = SCENE_WEIGHTS
-) -> Sample:
+def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
     """One to four shapes. Type and answer of the first question are drawn first, then scenes until one fits."""
-    kind = draw_kind(rng, weights, even=most == 1)
+    kind = draw_kind(rng, SCENE_WEIGHTS, even=most == 1)
     answers = SCENE_ANSWERS.get(kind)
     if split == "unseen" and kind == "colour":
         answers = tuple(sorted(colour for _, colour in UNSEEN_PAIRS))
@@ -173,7 +175,7 @@ def make_picture(
         first = draw_fitting(rng, scene, split, kind, answer)
     turns = [first.turn]
     if most > 1:
-        weights = weights | CLUE_WEIGHTS
+        weights = SCENE_WEIGHTS | CLUE_WEIGHTS
         pools = {other: options_of(rng, scene, other, allowed=allowed_pairs(split)) for other in weights}
         turns = pick_turns(rng, first, pools, rng.randint(4, most), weights=weights)
         if rng.random() < 0.06:
@@ -209,7 +211,7 @@ def draw_fitting(rng: random.Random, scene: Scene, split: str, kind: str, answer
 
 def names_unseen(turn: Turn) -> bool:
     """Whether question or answer names a pair that training never shows."""
-    words = f"{turn.question} {turn.answer}".lower()
+    words = f"{turn.question} {turn.reply}".lower()
     return any(f"{colour} {shape}" in words for shape, colour in UNSEEN_PAIRS)
 
 
@@ -263,7 +265,8 @@ def make_digit(rng: random.Random, split: str, most: int) -> Sample:
         left, right = rng.sample(range(10), 2)
     turns = {"digit_sum": Turn("digit_sum", ask(rng, "digit_sum"), f"{left} + {right} = {left + right}")}
     if left != right:
-        turns["digit_larger"] = Turn("digit_larger", ask(rng, "digit_larger"), str(max(left, right)))
+        working = f"{left}, {right}"
+        turns["digit_larger"] = Turn("digit_larger", ask(rng, "digit_larger"), str(max(left, right)), working)
     for side, digit in (("left", left), ("right", right)):
         turns[side] = Turn("digit", ask(rng, "digit_side", side), str(digit))
     first = turns.pop(kind)
@@ -292,17 +295,15 @@ def picture_of_digits(rng: random.Random, digits: Sequence[int], split: str) -> 
 
 
 CLIP_WEIGHTS = {
-    "video_direction": 1.0, "video_colour": 0.7, "video_shape": 0.5, "video_size": 1.4, "video_changes": 1.4,
-    "video_digit": 1.2, "absent": 0.4,
+    "video_direction": 1.2, "video_colour": 0.5, "video_shape": 0.5, "video_size": 1.8, "video_changes": 2.2,
+    "video_digit": 1.2, "absent": 0.6,
 }  # fmt: skip
-HARD_CLIP_WEIGHTS = {"video_direction": 1.5, "video_size": 2.5, "video_changes": 3.0, "absent": 1.0}
 STILL = {"video_direction": "it does not move", "video_size": "neither"}
 
 
-def make_clip(rng: random.Random, split: str, most: int, *, weights: dict[str, float] = CLIP_WEIGHTS) -> Sample:
+def make_clip(rng: random.Random, split: str, most: int) -> Sample:
     """A shape that moves, changes its size or its colour, or digits in turn."""
-    if split == "unseen":
-        weights = {kind: weight for kind, weight in weights.items() if kind != "video_digit"}
+    weights = {kind: weight for kind, weight in CLIP_WEIGHTS.items() if split != "unseen" or kind != "video_digit"}
     kind = draw_kind(rng, weights, even=most == 1)
     if kind == "video_digit":
         digits = draw_digit_turn(rng)
@@ -318,7 +319,7 @@ def make_clip(rng: random.Random, split: str, most: int, *, weights: dict[str, f
 
 def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[Turn]:
     """The questions a story allows, about the shape by this name: one of type `kind`, then the others by chance."""
-    is_steady = len(story.colours) == 1
+    is_steady, colours = len(story.colours) == 1, ", then ".join(story.colours)
     asks_changes = kind == "video_changes" or not is_steady
     facts = {
         "video_direction": story.direction,
@@ -326,11 +327,16 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
         "video_shape": story.thing.shape if name in ("it", "the shape") else None,
         "video_size": story.size,
         "video_changes": str(len(story.colours) - 1) if asks_changes else None,
-        "video_colours": ", then ".join(story.colours) if asks_changes else None,
+        "video_colours": colours if asks_changes else None,
     }
+    workings = {"video_changes": looks(story)}
     if kind == "video_changes":  # one colour asked for would mean no change
         facts["video_colour"] = None
-    turns = [Turn(asked, ask(rng, asked, name), answer) for asked, answer in facts.items() if answer is not None]
+    turns = [
+        Turn(asked, ask(rng, asked, name), answer, workings.get(asked, ""))
+        for asked, answer in facts.items()
+        if answer is not None
+    ]
     turns += story_clues(rng, story, name)
     # What does not happen: the answers are those of questions that take it for granted that it does.
     nothing = [(asked, answer) for asked, answer in STILL.items() if facts[asked] is None]
@@ -339,6 +345,17 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
         turns.append(Turn("absent", ask(rng, asked, name), answer))
     rng.shuffle(turns)
     return sorted(turns, key=lambda turn: turn.type != kind)
+
+
+LOOKS = 8  # frames that the model of `recipes/tiny` is shown
+
+
+def looks(story: Story) -> str:
+    """The colour at times spread evenly over the clip: "red red red red blue blue blue blue"."""
+    times = [(index + 0.5) / LOOKS for index in range(LOOKS)]
+    return " ".join(
+        next(colour for colour, end in zip(story.colours, story.ends, strict=True) if time < end) for time in times
+    )
 
 
 def story_clues(rng: random.Random, story: Story, name: str) -> list[Turn]:
@@ -416,22 +433,38 @@ def make_two_images(rng: random.Random, split: str, most: int, *, plain: bool = 
 
 def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change: str | None) -> dict[str, Turn]:
     """Every question about two scenes, of which the second is the first after a change of `thing` (None: the same)."""
-    turns = {"same_different": Turn("same_different", ask(rng, "same_different"), "different" if change else "same")}
+    compared, is_same = compare(*scenes), "different" if change else "same"
+    turns = {"same_different": Turn("same_different", ask(rng, "same_different"), is_same, compared)}
     if change:
-        turns["what_changed"] = Turn("what_changed", ask(rng, "what_changed"), change)
+        turns["what_changed"] = Turn("what_changed", ask(rng, "what_changed"), change, compared)
         which = "which_is_new" if change == "number" else "which_changed"
         if all(sum(one.pair == thing.pair for one in scene.things) <= 1 for scene in scenes):
             turns[which] = Turn(which, ask(rng, which), full_name(thing))
     for scene, name in zip(scenes, ("first", "second"), strict=True):
-        turns[name] = Turn("inventory", ask(rng, "inventory", name), ", ".join(map(name_of, in_reading_order(scene))))
+        shapes = inventory(scene)
+        turns[name] = Turn("inventory", ask(rng, "inventory", name), shapes)
         question = f"How many {rng.choice(['shapes', 'objects'])} are in the {name} picture?"
-        turns[f"count {name}"] = Turn("count", vary(rng, question), str(len(scene.things)))
+        turns[f"count {name}"] = Turn("count", vary(rng, question), str(len(scene.things)), shapes)
         single = [one for one in scene.things if sum(other.pair == one.pair for other in scene.things) == 1]
         moved = [one for one in single if one.pair == thing.pair and change == "position"]
         for one in moved or single[:1]:
             if spot := certain_place(one.x, one.y, scene.width, scene.height):
                 turns[f"place {name}"] = Turn("place_in", ask(rng, "place_in", full_name(one), name), spot)
     return turns
+
+
+def compare(before: Scene, after: Scene) -> str:
+    """Shape by shape, as it is in the first picture and in the second: "red circle top, red circle top; blue star
+    left, nothing"."""
+    first, second = (
+        {(one.pair, one.x, one.y): look(scene, one) for one in in_reading_order(scene)} for scene in (before, after)
+    )
+    gone = [one for one in first if one not in second]
+    new = [one for one in second if one not in first]
+    becomes = dict(zip(gone, new, strict=False))  # one shape, which is another then; or is in one picture only
+    pairs = [(first[one], second.get(becomes.get(one, one), "nothing")) for one in first]
+    pairs += [("nothing", second[one]) for one in new[len(becomes) :]]
+    return "; ".join(f"{before}, {after}" for before, after in pairs)
 
 
 def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Scene, Scene, Thing] | None:
@@ -460,6 +493,8 @@ def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Sce
         if spot is None or max(abs(spot[0] - thing.x), abs(spot[1] - thing.y)) < max(0.3, 1.2 * thing.radius):
             return None
         after[at] = replace(thing, x=spot[0], y=spot[1])
+        if look(before, thing) == look(before, after[at]):
+            return None
     elif change == "number":
         if len(after) == 1:
             return None
@@ -497,11 +532,11 @@ def make_image_and_clip(rng: random.Random, split: str, most: int) -> Sample:
     direction = rng.choice([*DIRECTIONS]) if rng.random() < 0.7 else None
     story = draw_story(rng, [rng.choice(pairs)], direction=direction)
     media: list[Picture | Clip] = [picture_of(rng, scene), film(rng, render_story(rng, story), story.fps)]
-    names = [f"{colour} {shape}", f"{story.colours[0]} {story.thing.shape}"]
+    names = [f"{colour} {shape}", f"{story.colours[0]} {story.thing.shape}"]  # of the picture and the clip
     if rng.random() < 0.5:
         media.reverse()
         names.reverse()
-    first = Turn("in_common", ask(rng, "in_common"), f"{names[0]}, {names[1]}: {common}")
+    first = Turn("in_common", ask(rng, "in_common"), common, ", ".join(names))
     others = [
         Turn("colour", vary(rng, "What colour is the shape in the picture?"), colour),
         Turn("shape", vary(rng, "What shape is in the picture?"), shape),
@@ -568,8 +603,4 @@ MAKERS: dict[str, Callable[[random.Random, str, int], Sample]] = {
     "grid": make_grid,
     "plain_two_images": partial(make_two_images, plain=True),
     "plain_text": make_text,
-    # The last lesson.
-    "hard_picture": partial(make_picture, weights=HARD_WEIGHTS),
-    "hard_plain_picture": partial(make_picture, plain=True, weights=HARD_WEIGHTS),
-    "hard_clip": partial(make_clip, weights=HARD_CLIP_WEIGHTS),
 }

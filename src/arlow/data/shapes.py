@@ -38,14 +38,12 @@ ROW_BYTES = {  # on the disk, about
     "text": 1_000, "caption": 30_000, "texts": 300, "sheet": 40_000, "single": 8_000, "spot": 8_000,
     "plain_picture": 12_000, "plain_two_images": 25_000, "plain_text": 1_000, "described": 1_000,
     "list": 20_000, "plain_list": 12_000, "grid": 16_000,
-    "hard_picture": 20_000, "hard_plain_picture": 12_000, "hard_clip": 75_000,
 }  # fmt: skip
 FILES = {
     "caption": "captions.jsonl", "sheet": "sheets.jsonl", "single": "singles.jsonl", "spot": "singles.jsonl",
     "plain_picture": "plain.jsonl", "plain_two_images": "plain.jsonl", "plain_text": "plain.jsonl",
     "described": "described.jsonl", "list": "lists.jsonl", "plain_list": "lists.jsonl",
     "grid": "sheets.jsonl",
-    "hard_picture": "hard.jsonl", "hard_plain_picture": "hard.jsonl", "hard_clip": "hard.jsonl",
 }  # fmt: skip
 INDEX = "data.jsonl"  # of all other tasks
 TEXTS = "texts.jsonl"  # of the task "texts"
@@ -57,8 +55,7 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
         "train": {"picture": 34000, "digit": 12000, "clip": 13000, "two_images": 16000, "image_and_clip": 6000,
                   "text": 24000, "caption": 10000, "sheet": 48000, "single": 30000, "spot": 14000,
                   "grid": 24000, "list": 14000, "plain_list": 14000, "plain_picture": 16000, "plain_two_images": 8000,
-                  "plain_text": 8000, "described": 60000, "texts": 60000,
-                  "hard_picture": 12000, "hard_plain_picture": 8000, "hard_clip": 6000},
+                  "plain_text": 8000, "described": 60000, "texts": 60000},
         "validation": {"picture": 450, "digit": 150, "clip": 280, "two_images": 200, "image_and_clip": 80,
                        "text": 280, "caption": 100, "sheet": 300, "grid": 100, "single": 200, "spot": 100,
                        "plain_picture": 200, "described": 300, "texts": 1000},
@@ -242,7 +239,7 @@ def conversation(sample: Sample, media: list[dict[str, Any]]) -> dict[str, Any]:
         if number == 0:
             content = content + media if sample.text_first else media + content
         messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.reply}]})
     return {"messages": messages, "types": [turn.type for turn in sample.turns]}
 
 

@@ -39,7 +39,7 @@ LAYOUT_WEIGHTS = (1, 1, 1, 5)
 def written(rng: random.Random, turns: list[Turn]) -> str:
     """Questions and answers in one of the layouts."""
     before, between, end = rng.choices(LAYOUTS, LAYOUT_WEIGHTS)[0]
-    return end.join(f"{before}{turn.question}{between}{turn.answer}" for turn in turns)
+    return end.join(f"{before}{turn.question}{between}{turn.reply}" for turn in turns)
 
 
 def described_document(rng: random.Random, split: str) -> str:

@@ -77,6 +77,7 @@ LIST = {  # about everything at once, asked in training only
     "facts": ["List every shape by {}.", "Of every shape: {}.", "Name for each shape: {}."],
     "counts": ["How many of each: {}?", "Count these: {}."],
     "places": ["Where is each: {}?", "Find these: {}."],
+    "sides": ["Where is each, seen from {}?", "What is on which side of {}?"],
     "grid": ["What is at each of the nine places, row by row?", "Read the nine places, row by row."],
 }
 SHEET = ["Read row by row.", "What does the sheet show, row by row?", "Name everything, row by row."]

@@ -41,6 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         else:
             tokens = 32 if name == "vqa" else 64
             task.add_argument("--max-new-tokens", type=positive, default=tokens, metavar="N", help="of an answer")
+            if name == "vqa":
+                what = "of answers with their working, what stands before the part that counts: ': '"
+                task.add_argument("--answer-after", metavar="TEXT", help=what)
             task.add_argument("--seed", type=int, default=0, metavar="N", help="of the exchange of pictures")
             task.add_argument("--no-controls", dest="controls", action="store_false", help="leave the controls out")
 

@@ -41,6 +41,12 @@ def normalise(answer: str) -> str:
     return " ".join(words if spelled else [word for word in words if word not in ARTICLES] or words)
 
 
+def final_answer(text: str, after: str | None) -> str:
+    """What follows `after` the last time it stands in the text: "left" of "star top left, circle top right: left". The
+    whole text where it does not, or where nothing is to be cut off."""
+    return text.rpartition(after)[2] if after else text
+
+
 def is_right(answer: str, wanted: Iterable[str]) -> bool:
     """Exact match with any of the right answers, after `normalise`."""
     return normalise(answer) in {normalise(each) for each in wanted}

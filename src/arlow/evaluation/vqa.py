@@ -7,11 +7,14 @@ of other rows of the same type. The last two are asked about rows with media onl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..errors import message
 from .answers import Answered, Answerer, evaluate_models
-from .scores import accuracy, is_right, majority
+from .scores import accuracy, final_answer, is_right, majority
 
 
 ALL = "all"  # the line over all rows
@@ -25,6 +28,7 @@ def evaluate_vqa(
     limit: int | None = None,
     batch_size: int = 8,
     max_new_tokens: int = 32,
+    answer_after: str | None = None,
     max_bad: int = 10,
     controls: bool = True,
     seed: int = 0,
@@ -39,6 +43,8 @@ def evaluate_vqa(
         data: a JSONL file of rows (see `rows.Row`), or the name of a dataset with its `split`.
         limit: rows to read; all by default.
         max_new_tokens: of an answer.
+        answer_after: of a model that shows its working, what stands between working and answer; of answers and of
+            right answers only what follows it the last time counts.
         max_bad: rows that may be skipped because they or their media cannot be read.
         controls: whether to ask without media and with other rows' media, too.
         seed: of the exchange of media.
@@ -54,15 +60,18 @@ def evaluate_vqa(
         ValueError: no rows, or more than `max_bad` bad ones.
     """
     options = {name: value for name, value in locals().items() if name != "models"}
-    return evaluate_models("vqa", score, summarise, models, **options)
+    if answer_after == "":
+        raise ValueError(message("answer_after", answer_after, "expected some text"))
+    return evaluate_models("vqa", partial(score, answer_after=answer_after), summarise, models, **options)
 
 
-def score(answered: Answered) -> dict[str, Any]:
+def score(answered: Answered, *, answer_after: str | None = None) -> dict[str, Any]:
     """Scores by type, and every answer with its mark."""
-    rows = answered.rows
-    right = [is_right(answer, row.answers) for row, answer in zip(rows, answered.answers, strict=True)]
+    final = partial(final_answer, after=answer_after)
+    rows = [replace(row, answers=tuple(map(final, row.answers))) for row in answered.rows]
+    right = [is_right(final(answer), row.answers) for row, answer in zip(rows, answered.answers, strict=True)]
     others = {
-        name: {index: is_right(answer, rows[index].answers) for index, answer in answers.items()}
+        name: {index: is_right(final(answer), rows[index].answers) for index, answer in answers.items()}
         for name, answers in answered.controls.items()
     }
     often = majority(rows)
@@ -78,7 +87,7 @@ def score(answered: Answered) -> dict[str, Any]:
         }
     answers = [
         {"id": row.id, "types": row.types, "answer": answer, "expected": row.answers, "right": mark}
-        for row, answer, mark in zip(rows, answered.answers, right, strict=True)
+        for row, answer, mark in zip(answered.rows, answered.answers, right, strict=True)
     ]
     return {"scores": scores, "answers": answers}
 
