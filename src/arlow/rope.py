@@ -60,11 +60,7 @@ def _fits(angles: torch.Tensor, x: torch.Tensor) -> bool:
 def axis_of_pairs(sections: Sequence[int], pairs: int) -> torch.Tensor:
     """Which axis (0 t, 1 h, 2 w) each of the `pairs` rotary pairs reads: h at 1, 4, 7, ... and w at 2, 5, 8, ... as
     far as their sections reach, t elsewhere. Returns (pairs,) int64."""
-    index = torch.arange(pairs)
-    axis = torch.zeros(pairs, dtype=torch.int64)
-    for number in (1, 2):
-        axis[(index % 3 == number) & (index < 3 * sections[number])] = number
-    return axis
+    return torch.tensor([index % 3 if index < 3 * sections[index % 3] else 0 for index in range(pairs)])
 
 
 class RotaryTables(nn.Module):
