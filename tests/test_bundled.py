@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import arlow
 from arlow import demo
+from arlow.bundled import ANSWER_AFTER
 from arlow.evaluation.scores import final_answer, is_right
 
 
@@ -167,7 +168,7 @@ def test_pictures_by_another_program(bundled):
         ]
         answers, _ = demo.ask(model, processor, conversations)
         for (kind, _, _, expected), answer in zip(part, answers, strict=True):
-            right[kind].append(is_right(final_answer(answer, demo.ANSWER_AFTER), [expected]))
+            right[kind].append(is_right(final_answer(answer, ANSWER_AFTER), [expected]))
     shares = {kind: np.mean(marks) for kind, marks in right.items()}
     assert np.mean([mark for marks in right.values() for mark in marks]) >= 0.85, shares
     assert min(shares.values()) >= 0.75, shares

@@ -22,7 +22,7 @@ from arlow.evaluation.answers import ModelAnswerer, ask
 from arlow.evaluation.caption import caption_scores
 from arlow.evaluation.report import check_output, format_table, write_json
 from arlow.evaluation.rows import Row, Skipped, make_row, read_rows
-from arlow.evaluation.scores import accuracy, is_right, majority, normalise, shuffled, wilson
+from arlow.evaluation.scores import accuracy, final_answer, is_right, majority, normalise, shuffled, wilson
 
 
 COLOURS = ("red", "blue", "green")
@@ -285,8 +285,17 @@ def test_only_the_answer_counts_after_its_working(tmp_path):
     assert model["scores"]["side"]["majority"]["answer"] == "above"
     (model,) = evaluate_vqa("stub", data=path, answerer=answerer)["models"]
     assert not any(row["right"] for row in model["answers"])
-    with pytest.raises(ValueError, match="answer_after=''"):
-        evaluate_vqa("stub", data=path, answerer=answerer, answer_after="")
+    for wrong in ("", 5):
+        with pytest.raises(ValueError, match=f"answer_after={wrong!r}"):
+            evaluate_vqa("stub", data=path, answerer=answerer, answer_after=wrong)
+
+
+def test_what_is_not_there_is_not_cut_off():
+    """A mark at the very end leaves the whole text: else every answer would be right."""
+    assert final_answer("It is red.", ".") == "It is red."
+    assert final_answer("red", ": ") == final_answer("red", None) == "red"
+    assert final_answer("a: b: red", ": ") == "red"
+    assert final_answer("", ": ") == ""
 
 
 def test_too_many_bad_media(data):
@@ -403,12 +412,13 @@ def test_the_command(checkpoint, data, tmp_path, capsys):
     """`arlow eval vqa`: the table on stdout, the JSON file complete, exit code 0."""
     out = tmp_path / "scores.json"
     words = ["eval", "vqa", str(checkpoint), "--data", str(data), "--out", str(out), "--max-new-tokens", "4"]
-    assert cli.main(words) == 0
+    assert cli.main([*words, "--answer-after", ": "]) == 0
     shown = capsys.readouterr().out
     for heading in ("accuracy", "95 % interval", "majority", "without", "shuffled", "skipped gone: "):
         assert heading in shown
     result = json.loads(out.read_text())
     assert result["task"] == "vqa" and result["data"] == str(data) and result["settings"]["batch_size"] == 8
+    assert result["settings"]["answer_after"] == ": "
     assert {"arlow", "torch", "transformers", "python"} <= set(result["versions"])
     assert result["models"][0]["model"] == str(checkpoint) and len(result["models"][0]["answers"]) == 8
     assert result["time"]["seconds"] > 0
@@ -474,6 +484,7 @@ def test_a_text_model_cannot_see(tmp_path, capsys, words, data):
         ["vqa", "m"],
         ["vqa", "m", "--data", "d", "--limit", "0"],
         ["vqa", "m", "--data", "d", "--window", "9"],
+        ["vqa", "m", "--data", "d", "--answer-after", ""],
     ],
 )
 def test_wrong_usage_exits_2(capsys, words):

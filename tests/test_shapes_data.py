@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import calendar
 import hashlib
+import itertools
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -25,7 +27,7 @@ from arlow import cli
 from arlow.chat_template import check_conversation, media_of
 from arlow.data import make_sample, pretraining_texts, shapes, write, write_dataset
 from arlow.data.digits import scans_of
-from arlow.data.samples import MAKERS, Clip, Picture, Sample
+from arlow.data.samples import MAKERS, Clip, Picture, Sample, colours_over_time, draw_story_about
 from arlow.data.scenes import ALL_PAIRS, COLOURS, SEEN_PAIRS, SHAPES, UNSEEN_PAIRS
 from arlow.data.shapes import SPLITS
 from arlow.data.text_questions import (
@@ -36,6 +38,7 @@ from arlow.data.text_questions import (
     sum_is_in,
     word_is_in,
 )
+from arlow.frame_sampling import VideoFacts, sample_indices
 from arlow.media import load_picture
 from arlow.video_reader import open_video
 
@@ -390,13 +393,30 @@ def test_spots_are_everywhere_as_often() -> None:
     assert max(places.values()) < 65
 
 
+# Workings
+
+
+def test_colours_over_time_are_those_of_the_frames_that_are_seen() -> None:
+    """Eight looks name the colours of the frames that the video processor of `make tiny` takes, and miss no change."""
+    rng = random.Random(4)
+    for _ in range(400):
+        story = draw_story_about(rng, "train", "video_changes")
+        looks = colours_over_time(story).split()
+        assert sum(one != other for one, other in itertools.pairwise(looks)) == len(story.colours) - 1
+        if story.seconds > 2.3:  # shorter ones are seen every quarter of a second
+            times = np.arange(story.frames) / story.fps
+            facts = VideoFacts(story.frames, 64, 64, fps=float(story.fps), timestamps=times)
+            seen = sample_indices(facts, fps=4.0, min_frames=4, max_frames=8)
+            assert looks == [story.colours[story.colour_of(int(frame))] for frame in seen], story
+
+
 # What is held out
 
 
 def test_unseen_pairs_are_never_named_in_training() -> None:
     """No question, answer, caption or document of training names a held-out pair; their parts are all named."""
     texts = list(pretraining_texts("train", count=3000))
-    for task in ("picture", "two_images", "text", "caption", "sheet", "single", "spot", "plain_picture", "described"):
+    for task in MAKERS:
         for seed in range(250):
             for turn in make_sample(task, split="train", seed=seed).turns:
                 texts.append(f"{turn.question} {turn.reply}")

@@ -1,10 +1,11 @@
-"""The small trained model that comes with the package."""
+"""The small trained model that comes with the package: where it is, and the form of its answers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
+ANSWER_AFTER = ": "  # stands between what it reads off and the answer that follows: "star left, circle right: left"
 FOLDER = Path(__file__).parent / "checkpoints" / "arlow-tiny"
 
 

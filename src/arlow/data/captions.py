@@ -56,8 +56,8 @@ def place_of(x: float, y: float, width: float, height: float) -> str:
     return PLACES[third(x / width), third(y / height)]
 
 
-def look(scene: Scene, thing: Thing, name: str | None = None) -> str:
-    """What is seen at one place, as the working of an answer says it: "red circle top left"."""
+def at_place(scene: Scene, thing: Thing, name: str | None = None) -> str:
+    """What is where, as the working of an answer says it, by thirds of the picture: "red circle top left"."""
     place = place_of(thing.x, thing.y, scene.width, scene.height)
     return f"{name or name_of(thing)} {place.split(' ', 2)[2]}"
 

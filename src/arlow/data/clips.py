@@ -69,6 +69,15 @@ class Story:
         """How the size changes: "grows", "shrinks" or None."""
         return None if self.growth == 1 else "grows" if self.growth > 1 else "shrinks"
 
+    @property
+    def frames(self) -> int:
+        """How many frames it takes."""
+        return round(self.seconds * self.fps)
+
+    def colour_of(self, frame: int) -> int:
+        """Which of its colours the frame of this number shows."""
+        return next(number for number, end in enumerate(self.ends) if frame / self.frames < end)
+
     def progress(self, time: float) -> float:
         """How much of way and growth is behind it (0..1) at a time in 0..1 of the clip."""
         done = min(1.0, max(0.0, (time - self.starts) / (self.stops - self.starts)))
@@ -162,18 +171,17 @@ def render_story(rng: random.Random, story: Story) -> np.ndarray:
     side = side_of(rng, story.width, story.height, most=MAX_SIDE, least=MIN_SIDE)
     ground = render_ground(rng, story.ground, even(story.width * side), even(story.height * side))
     ground = Image.fromarray(finish(rng, ground))
-    count = round(story.seconds * story.fps)
+    count = story.frames
     step = DIRECTIONS[story.direction] if story.direction else (0, 0)
     frames = np.empty((count, ground.height, ground.width, 3), dtype=np.uint8)  # [T, H, W, 3]
     for index in range(count):
         done = story.progress(index / (count - 1))
-        shown = next(number for number, end in enumerate(story.ends) if index / count < end)
         thing = replace(
             story.thing,
             x=story.thing.x + step[0] * story.way * done,
             y=story.thing.y + step[1] * story.way * done,
             radius=story.thing.radius * (1 + (story.growth - 1) * done),
-            rgb=story.rgbs[shown],
+            rgb=story.rgbs[story.colour_of(index)],
         )
         canvas = ground.copy()
         paste_thing(canvas, thing, side)

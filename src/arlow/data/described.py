@@ -10,7 +10,7 @@ from dataclasses import replace
 from .captions import describe_scene, describe_story, size_word, third
 from .lists import draw_list
 from .questions import SCENE_OPTIONS, Turn, options_of, pick_turns
-from .samples import CHANGES, SCENE_WEIGHTS, Sample, draw_change, draw_story_about, looks, pair_turns
+from .samples import CHANGES, SCENE_WEIGHTS, Sample, colours_over_time, draw_change, draw_story_about, pair_turns
 from .scenes import Scene, allowed_pairs, draw_pairs, draw_scene
 from .wordings import ask
 
@@ -53,7 +53,7 @@ def described_scene(rng: random.Random, split: str, most: int) -> Described:
 def described_list(rng: random.Random, split: str) -> Described:
     """A picture, and one or two questions about all of its shapes."""
     scene = draw_scene(rng, draw_pairs(rng, rng.randint(2, 4), allowed_pairs(split)))
-    turns = [draw_list(rng, scene, allowed_pairs(split)) for _ in range(rng.randint(1, 2))]
+    turns = [draw_list(rng, scene, allowed_pairs(split), is_told=True) for _ in range(rng.randint(1, 2))]
     return f"Picture: {describe_scene(scene, rng.randrange(3))}", turns
 
 
@@ -76,7 +76,7 @@ def described_clip(rng: random.Random, split: str, most: int) -> Described:
     story = draw_story_about(rng, split, rng.choice(["video_direction", "video_size", "video_changes", None]))
     shape, colour, changes = story.thing.shape, story.colours[0], str(len(story.colours) - 1)
     is_timed = rng.random() < 0.5
-    working = looks(story) if is_timed else " ".join(story.colours)
+    working = colours_over_time(story) if is_timed else " ".join(story.colours)
     turns = [
         Turn("video_changes", ask(rng, "video_changes", "the shape"), changes, working),
         Turn("video_shape", ask(rng, "video_shape", "the shape"), shape),
@@ -88,7 +88,7 @@ def described_clip(rng: random.Random, split: str, most: int) -> Described:
     if story.size and not is_timed:
         turns.append(Turn("video_size", ask(rng, "video_size", "it"), story.size))
     rng.shuffle(turns)
-    told = f"{looks(story)} {shape}" if is_timed else describe_story(story, rng.randrange(3))
+    told = f"{colours_over_time(story)} {shape}" if is_timed else describe_story(story, rng.randrange(3))
     return f"Video: {told}", turns[:most]
 
 

@@ -21,9 +21,11 @@ FACTS: dict[str, Callable[[Scene, Thing], str]] = {
 Name = tuple[str | None, str | None]  # shape and colour; None: any
 
 
-def draw_list(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
-    """One question about all shapes of the scene; it names no pair that is not `allowed`."""
-    return rng.choices([facts_of_all, counts_of, places_of, sides_of], (3, 1, 1, 3))[0](rng, scene, allowed)
+def draw_list(rng: random.Random, scene: Scene, allowed: Sequence[Pair], *, is_told: bool = False) -> Turn:
+    """One question about all shapes of the scene; it names no pair that is not `allowed`. `is_told`: of a scene in
+    words, which do not settle every side."""
+    kinds = [facts_of_all, counts_of, places_of, sides_of]
+    return rng.choices(kinds, (3, 1, 1, 0 if is_told else 3))[0](rng, scene, allowed)
 
 
 def facts_of_all(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
@@ -53,17 +55,15 @@ def places_of(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn
 
 def sides_of(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
     """On which side of one shape each of the others is, nearly diagonal ones left out; in any order."""
-    seen = {
-        (index, name): [
+    found = []
+    for index, seat in enumerate(scene.things):
+        sides = [
             f"{name_of(other)} {side.removesuffix(' of')}"
             for other in rng.sample(scene.things, len(scene.things))
             for side in SIDES
-            if other is not scene.things[index] and is_beside(other, scene.things[index], side, straight=1.5)
+            if other is not seat and is_beside(other, seat, side, straight=1.5)
         ]
-        for index in range(len(scene.things))
-        for name in names_of(scene.things, index)
-    }
-    found = [(name, sides) for (_, name), sides in seen.items() if sides]
+        found += [(name, sides) for name in names_of(scene.things, index) if sides]
     if not found:
         return facts_of_all(rng, scene, allowed)
     name, sides = rng.choice(found)

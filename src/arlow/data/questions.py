@@ -1,5 +1,6 @@
 """Questions about scenes of shapes, and their answers. Only what is certain is asked: a question whose answer could be
-argued about (nearly as large, diagonally placed) is never an option.
+argued about (nearly as large, diagonally placed) is never an option. The places in a working are only where the model
+looked: by thirds of the picture, also near their borders.
 
 Each `*_options` function gives every question of one type that a scene allows. Wordings stand in `WORDINGS`; the
 answer's form is the same for all wordings of a type.
@@ -12,15 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from .captions import certain_place, certain_size, in_reading_order, look
+from ..bundled import ANSWER_AFTER
+from .captions import at_place, certain_place, certain_size, in_reading_order
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
 from .wordings import article, ask
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its only right answer. `working` is what the answer follows from, where that has to be put
-    together from several places: said first, it turns one hard step into several easy ones."""
+    """One question and its only right answer. `working` is what it is put together from, where that takes several
+    looks: said first, it turns one hard step into several easy ones."""
 
     type: str
     question: str
@@ -29,8 +31,8 @@ class Turn:
 
     @property
     def reply(self) -> str:
-        """What is said: "red circle, blue circle: 2", or the answer alone."""
-        return f"{self.working}: {self.answer}" if self.working else self.answer
+        """What is said: "red circle left, blue circle right: 2", or the answer alone."""
+        return f"{self.working}{ANSWER_AFTER}{self.answer}" if self.working else self.answer
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def count_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> 
         ]
         fact = frozenset({("count", what)})
         tells = fact | {("exists", what)}
+        # What takes a further step from there (other counts, sides) may still be asked.
         tells |= {(kind, index) for index in counted for kind in ("shape", "colour", "place")}
         working = inventory(scene, counted)
         options.append(Option(Turn("count", ask(rng, "count", word), str(len(counted)), working), tells, fact))
@@ -131,7 +134,7 @@ def count_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> 
 def inventory(scene: Scene, indices: Collection[int] | None = None) -> str:
     """The shapes, or those at `indices`, in reading order: "red circle top left, blue star middle"."""
     chosen = scene.things if indices is None else [scene.things[index] for index in indices]
-    return ", ".join(look(scene, thing) for thing in in_reading_order(replace(scene, things=tuple(chosen))))
+    return ", ".join(at_place(scene, thing) for thing in in_reading_order(replace(scene, things=tuple(chosen))))
 
 
 def doubtful_colours(scene: Scene) -> set[str]:
@@ -209,8 +212,7 @@ def side_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> l
                 continue
             (a, told_a), (b, told_b) = (rng.choice([*names_of(things, index).items()]) for index in (one, two))
             fact = frozenset({("side", frozenset((one, two)))})
-            places = frozenset({("place", one), ("place", two)})
-            working = f"{seen(scene, a, first)}, {seen(scene, b, second)}"
+            working, places = both_places(scene, {one: a, two: b})
             turn = Turn("side", ask(rng, "side", a, b), sides[0].removesuffix(" of"), working)
             options.append(Option(turn, told_a | told_b | places | fact, fact))
     return options
@@ -224,7 +226,6 @@ def position_yes_no_options(rng: random.Random, scene: Scene, allowed: Sequence[
         for two, second in enumerate(things):
             if one == two or not names_of(things, one) or not names_of(things, two):
                 continue
-            places = frozenset({("place", one), ("place", two)})
             for side in SIDES:
                 beside = is_beside(first, second, side)
                 if beside is None:
@@ -232,15 +233,17 @@ def position_yes_no_options(rng: random.Random, scene: Scene, allowed: Sequence[
                 (a, told_a), (b, told_b) = (rng.choice([*names_of(things, index).items()]) for index in (one, two))
                 fact = frozenset({("side", frozenset((one, two)))})
                 question = ask(rng, "position_yes_no", a, rng.choice(SIDE_WORDS[side]), b)
-                working = f"{seen(scene, a, first)}, {seen(scene, b, second)}"
+                working, places = both_places(scene, {one: a, two: b})
                 turn = Turn("position_yes_no", question, yes_no(beside), working)
                 options.append(Option(turn, told_a | told_b | places | fact, fact))
     return options
 
 
-def seen(scene: Scene, name: str, thing: Thing) -> str:
-    """Where a shape is, under the name of the question: "red shape top left"."""
-    return look(scene, thing, name.removeprefix("the "))
+def both_places(scene: Scene, names: dict[int, str]) -> tuple[str, frozenset]:
+    """Where shapes are, by index, under the names of the question ("red shape top left, star middle"), and what that
+    tells."""
+    parts = [at_place(scene, scene.things[index], name.removeprefix("the ")) for index, name in names.items()]
+    return ", ".join(parts), frozenset(("place", index) for index in names)
 
 
 def yes_no(truth: bool) -> str:

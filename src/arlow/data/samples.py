@@ -14,13 +14,13 @@ from PIL import Image
 
 from .captions import (
     PLACES,
+    at_place,
     certain_place,
     certain_size,
     describe_digits,
     describe_scene,
     describe_story,
     in_reading_order,
-    look,
 )
 from .clips import (
     DIRECTIONS,
@@ -329,11 +329,10 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
         "video_changes": str(len(story.colours) - 1) if asks_changes else None,
         "video_colours": colours if asks_changes else None,
     }
-    workings = {"video_changes": looks(story)}
     if kind == "video_changes":  # one colour asked for would mean no change
         facts["video_colour"] = None
     turns = [
-        Turn(asked, ask(rng, asked, name), answer, workings.get(asked, ""))
+        Turn(asked, ask(rng, asked, name), answer, colours_over_time(story) if asked == "video_changes" else "")
         for asked, answer in facts.items()
         if answer is not None
     ]
@@ -347,15 +346,13 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
     return sorted(turns, key=lambda turn: turn.type != kind)
 
 
-LOOKS = 8  # frames that the model of `recipes/tiny` is shown
+LOOKS = 8  # frames of a clip that the model of `recipes/tiny` is shown
 
 
-def looks(story: Story) -> str:
-    """The colour at times spread evenly over the clip: "red red red red blue blue blue blue"."""
-    times = [(index + 0.5) / LOOKS for index in range(LOOKS)]
-    return " ".join(
-        next(colour for colour, end in zip(story.colours, story.ends, strict=True) if time < end) for time in times
-    )
+def colours_over_time(story: Story) -> str:
+    """The colour in frames spread evenly from the first to the last: "red red red red blue blue blue blue"."""
+    shown = [round(look * (story.frames - 1) / (LOOKS - 1)) for look in range(LOOKS)]
+    return " ".join(story.colours[story.colour_of(frame)] for frame in shown)
 
 
 def story_clues(rng: random.Random, story: Story, name: str) -> list[Turn]:
@@ -433,8 +430,8 @@ def make_two_images(rng: random.Random, split: str, most: int, *, plain: bool = 
 
 def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change: str | None) -> dict[str, Turn]:
     """Every question about two scenes, of which the second is the first after a change of `thing` (None: the same)."""
-    compared, is_same = compare(*scenes), "different" if change else "same"
-    turns = {"same_different": Turn("same_different", ask(rng, "same_different"), is_same, compared)}
+    compared, verdict = compare(*scenes), "different" if change else "same"
+    turns = {"same_different": Turn("same_different", ask(rng, "same_different"), verdict, compared)}
     if change:
         turns["what_changed"] = Turn("what_changed", ask(rng, "what_changed"), change, compared)
         which = "which_is_new" if change == "number" else "which_changed"
@@ -457,7 +454,8 @@ def compare(before: Scene, after: Scene) -> str:
     """Shape by shape, as it is in the first picture and in the second: "red circle top, red circle top; blue star
     left, nothing"."""
     first, second = (
-        {(one.pair, one.x, one.y): look(scene, one) for one in in_reading_order(scene)} for scene in (before, after)
+        {(one.pair, one.x, one.y): at_place(scene, one) for one in in_reading_order(scene)}
+        for scene in (before, after)
     )
     gone = [one for one in first if one not in second]
     new = [one for one in second if one not in first]
@@ -493,7 +491,7 @@ def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Sce
         if spot is None or max(abs(spot[0] - thing.x), abs(spot[1] - thing.y)) < max(0.3, 1.2 * thing.radius):
             return None
         after[at] = replace(thing, x=spot[0], y=spot[1])
-        if look(before, thing) == look(before, after[at]):
+        if at_place(before, thing) == at_place(before, after[at]):
             return None
     elif change == "number":
         if len(after) == 1:

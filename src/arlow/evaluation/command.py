@@ -42,8 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
             tokens = 32 if name == "vqa" else 64
             task.add_argument("--max-new-tokens", type=positive, default=tokens, metavar="N", help="of an answer")
             if name == "vqa":
-                what = "of answers with their working, what stands before the part that counts: ': '"
-                task.add_argument("--answer-after", metavar="TEXT", help=what)
+                what = "of answers with their working: what stands before the part that counts, such as ': '"
+                task.add_argument("--answer-after", type=some_text, metavar="TEXT", help=what)
             task.add_argument("--seed", type=int, default=0, metavar="N", help="of the exchange of pictures")
             task.add_argument("--no-controls", dest="controls", action="store_false", help="leave the controls out")
 
@@ -58,6 +58,12 @@ def _add_common(task: argparse.ArgumentParser) -> None:
     task.add_argument("--max-bad", type=not_negative, default=10, metavar="N", help="bad rows that may be skipped")
     task.add_argument("--device", help="cpu, cuda, ...; a GPU if there is one")
     task.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+
+
+def some_text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected some text")
+    return text
 
 
 def positive(text: str) -> int:

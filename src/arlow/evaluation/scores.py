@@ -43,8 +43,8 @@ def normalise(answer: str) -> str:
 
 def final_answer(text: str, after: str | None) -> str:
     """What follows `after` the last time it stands in the text: "left" of "star top left, circle top right: left". The
-    whole text where it does not, or where nothing is to be cut off."""
-    return text.rpartition(after)[2] if after else text
+    whole text where it does not stand there, or nothing follows it, or nothing is to be cut off."""
+    return (text.rpartition(after)[2] if after else "") or text
 
 
 def is_right(answer: str, wanted: Iterable[str]) -> bool:

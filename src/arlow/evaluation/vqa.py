@@ -57,10 +57,10 @@ def evaluate_vqa(
 
     Raises:
         OSError: a model or data that cannot be loaded.
-        ValueError: no rows, or more than `max_bad` bad ones.
+        ValueError: no rows, or more than `max_bad` bad ones; an `answer_after` that is no text.
     """
     options = {name: value for name, value in locals().items() if name != "models"}
-    if answer_after == "":
+    if answer_after is not None and (not isinstance(answer_after, str) or not answer_after):
         raise ValueError(message("answer_after", answer_after, "expected some text"))
     return evaluate_models("vqa", partial(score, answer_after=answer_after), summarise, models, **options)
 
