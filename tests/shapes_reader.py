@@ -115,6 +115,20 @@ def place_word(one: Seen, height: int, width: int) -> str:
     return f"at the {up} {along}".rstrip()
 
 
+def is_at(words: str, seen: list[Seen], height: int, width: int) -> bool:
+    """Whether "red circle top left" is so: such a shape has its centre about in these thirds of height and width."""
+    name, spot = re.fullmatch(rf"(.*?(?:{'|'.join(SHAPE_WORDS)}|shape)) (.*)", words).groups()
+    row = next((number for number, word in ((0, "top"), (2, "bottom")) if word in spot), 1)
+    column = next((number for number, word in ((0, "left"), (2, "right")) if word in spot), 1)
+    # Of a triangle the centre of the pixels is not the centre of the circle around it.
+    near = [
+        (row / 3 - 0.05 < one.y / height < (row + 1) / 3 + 0.05)
+        and (column / 3 - 0.05 < one.x / width < (column + 1) / 3 + 0.05)
+        for one in matching(name, seen)
+    ]
+    return any(near)
+
+
 def size_word(one: Seen, height: int, width: int) -> str:
     """How large it is beside the picture's short side."""
     radius = (one.reach + 0.5) / min(height, width)

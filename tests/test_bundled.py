@@ -177,7 +177,7 @@ def test_pictures_by_another_program(bundled):
 @pytest.mark.slow
 def test_lora_learns_a_word(bundled, tmp_path):
     """LoRA on eighty pictures, in under two minutes: squares are called "blip" now, the others as before."""
-    from arlow.data.samples import picture_of
+    from arlow.data.sample import picture_of
     from arlow.data.scenes import allowed_pairs, draw_scene
     from arlow.training import train
 

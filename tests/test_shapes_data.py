@@ -27,7 +27,8 @@ from arlow import cli
 from arlow.chat_template import check_conversation, media_of
 from arlow.data import make_sample, pretraining_texts, shapes, write, write_dataset
 from arlow.data.digits import scans_of
-from arlow.data.samples import MAKERS, Clip, Picture, Sample, colours_over_time, draw_story_about
+from arlow.data.sample import Clip, Picture, Sample
+from arlow.data.samples import MAKERS, colours_over_time, draw_story_about
 from arlow.data.scenes import ALL_PAIRS, COLOURS, SEEN_PAIRS, SHAPES, UNSEEN_PAIRS
 from arlow.data.shapes import SPLITS
 from arlow.data.text_questions import (
@@ -353,9 +354,11 @@ NEAR_CHANCE = {  # type -> the largest share one answer may have in an evaluatio
 def test_no_answer_leads_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The majority answer of every type is near chance, and every type comes up. Pixels are left out."""
     still = np.zeros((64, 64, 3), dtype=np.uint8)
-    monkeypatch.setattr("arlow.data.samples.render", lambda *args: still)
+    for module in ("sample", "two_media"):
+        monkeypatch.setattr(f"arlow.data.{module}.render", lambda *args: still)
     monkeypatch.setattr("arlow.data.samples.picture_of_digits", lambda *args: Picture(still))
-    monkeypatch.setattr("arlow.data.samples.render_story", lambda *args: still[None])
+    for module in ("samples", "two_media"):
+        monkeypatch.setattr(f"arlow.data.{module}.render_story", lambda *args: still[None])
     monkeypatch.setattr("arlow.data.samples.render_digits", lambda *args, **kwargs: (still[None], 6))
     answers: dict[str, Counter] = defaultdict(Counter)
     sizes = {"picture": 2500, "digit": 1200, "clip": 1800, "two_images": 700, "image_and_clip": 400, "text": 2500}
@@ -371,7 +374,7 @@ def test_no_answer_leads_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_yes_and_no_are_balanced_in_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Follow-up questions of a conversation do not tip the scale."""
-    monkeypatch.setattr("arlow.data.samples.render", lambda *args: np.zeros((64, 64, 3), dtype=np.uint8))
+    monkeypatch.setattr("arlow.data.sample.render", lambda *args: np.zeros((64, 64, 3), dtype=np.uint8))
     answers: dict[str, Counter] = defaultdict(Counter)
     for seed in range(1200):
         for turn in make_sample("picture", split="train", seed=seed).turns:

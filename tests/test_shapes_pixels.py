@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from shapes_reader import Seen, answer, colour_word, place_word, read_picture, size_word, the_one
+from shapes_reader import Seen, answer, colour_word, is_at, place_word, read_picture, size_word, the_one
 
 from arlow.data import make_sample, samples, scenes
 from arlow.data.digits import digit_mask, load_scans, scans_of
-from arlow.data.samples import Clip, Picture, Sample
+from arlow.data.sample import Clip, Picture, Sample
 from arlow.data.sheets import draw_sheet
 from arlow.media import load_picture
 from arlow.video_reader import open_video
@@ -42,7 +42,8 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"arlow.data.{module}.finish", lambda rng, canvas: np.asarray(canvas))
     monkeypatch.setattr(scenes, "draw_look", lambda *args: {})
     monkeypatch.setattr("arlow.data.clips.film_noise", lambda rng, frames: frames)
-    monkeypatch.setattr(samples, "side_of", lambda *args, **kwargs: 200)
+    for module in ("sample", "samples"):
+        monkeypatch.setattr(f"arlow.data.{module}.side_of", lambda *args, **kwargs: 200)
     monkeypatch.setattr("arlow.data.clips.side_of", lambda *args, **kwargs: 128)
 
 
@@ -73,6 +74,10 @@ def test_picture_answers_are_what_the_pixels_show(clean: None, split: str) -> No
             if turn.type in PICTURE_TYPES:
                 asked[turn.type] += 1
                 assert answer(turn.question, seen) == turn.answer, (seed, turn, seen)
+                parts = turn.working.split(", ") if turn.working else []
+                assert all(is_at(part, seen, *shape) for part in parts), (seed, turn, seen)
+                wanted = {"count": turn.answer, "side": "2", "position_yes_no": "2"}.get(turn.type, "0")
+                assert len(parts) == int(wanted), (seed, turn)
             elif turn.type in CLUES:
                 asked[turn.type] += 1
                 assert CLUES[turn.type](the_one(turn.question.lower(), seen), *shape) == turn.answer, (
@@ -169,14 +174,23 @@ def test_two_pictures_differ_as_the_answer_says(clean: None) -> None:
 def check_clues(sample: Sample) -> None:
     """What training asks on the way: what is in each picture, how many, and which shape it was that changed."""
     first, second = (read_picture(pixels_of(item)) for item in sample.media)
+    sizes = [pixels_of(item).shape[:2] for item in sample.media]
     for turn in sample.turns:
         words = turn.question.lower()
         seen = first if "first" in words else second
-        shape = pixels_of(sample.media[0 if "first" in words else 1]).shape[:2]
+        shape = sizes[0 if "first" in words else 1]
         if turn.type == "inventory":
-            assert sorted(turn.answer.split(", ")) == sorted(f"{one.colour} {one.shape}" for one in seen), turn
+            parts = turn.answer.split(", ")
+            assert all(is_at(part, seen, *shape) for part in parts), turn
+            names = sorted(" ".join(part.split()[:2]) for part in parts)
+            assert names == sorted(f"{one.colour} {one.shape}" for one in seen), turn
         elif turn.type == "count":
             assert turn.answer == str(len(seen)), turn
+        elif turn.type in ("same_different", "what_changed"):
+            for number, (side, size) in enumerate(zip((first, second), sizes, strict=True)):
+                shown = [pair.split(", ")[number] for pair in turn.working.split("; ")]
+                parts = [part for part in shown if part != "nothing"]
+                assert len(parts) == len(side) and all(is_at(part, side, *size) for part in parts), turn
         elif turn.type == "place_in":
             assert turn.answer == place_word(the_one(words, seen), *shape), turn
         elif turn.type in ("which_changed", "which_is_new"):
@@ -229,6 +243,8 @@ def test_clips_do_what_the_answers_say(clean: None, tmp_path: Path) -> None:
                 assert colours == turn.answer.split(", then "), (seed, turn)
             elif turn.type == "video_changes":
                 assert len(colours) - 1 == int(turn.answer), (seed, turn, colours)
+                looks = [every[round(look * (len(every) - 1) / 7)] for look in range(8)]
+                assert [read_picture(frame)[0].colour for frame in looks] == turn.working.split(), (seed, turn)
             elif turn.type in ("video_start", "video_end"):
                 one = path[0 if turn.type == "video_start" else -1]
                 assert turn.answer == place_word(one, *shape), (seed, turn)
@@ -255,7 +271,7 @@ def test_picture_and_clip_share_what_the_answer_says(clean: None, tmp_path: Path
         found = {(True, True): "both", (True, False): "colour", (False, True): "shape", (False, False): "nothing"}
         names = [f"{each.colour} {each.shape}" for each in (one, two)]
         names = names if sample.media[0] is picture else names[::-1]
-        assert sample.turns[0].answer == f"{names[0]}, {names[1]}: {found[same]}", (seed, one, two)
+        assert sample.turns[0].reply == f"{names[0]}, {names[1]}: {found[same]}", (seed, one, two)
         answers[found[same]] += 1
     assert len(answers) == 4
 

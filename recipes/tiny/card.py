@@ -18,7 +18,8 @@ import yaml
 from transformers import AutoModelForImageTextToText
 
 from arlow import ArlowImageProcessor, ArlowVLVisionModel
-from arlow.data.samples import picture_of, picture_of_digits
+from arlow.data.sample import picture_of
+from arlow.data.samples import picture_of_digits
 from arlow.data.scenes import allowed_pairs, draw_scene
 from arlow.evaluation.linear_probe import Probe, compare_with_random
 from arlow.evaluation.report import versions

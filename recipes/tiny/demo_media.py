@@ -8,7 +8,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from arlow.data.samples import MAKERS, Picture, Sample
+from arlow.data.sample import Picture, Sample
+from arlow.data.samples import MAKERS
 
 
 FOLDER = Path(__file__).parents[2] / "src" / "arlow" / "demo_media"

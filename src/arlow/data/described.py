@@ -10,8 +10,10 @@ from dataclasses import replace
 from .captions import describe_scene, describe_story, size_word, third
 from .lists import draw_list
 from .questions import SCENE_OPTIONS, Turn, options_of, pick_turns
-from .samples import CHANGES, SCENE_WEIGHTS, Sample, colours_over_time, draw_change, draw_story_about, pair_turns
+from .sample import Sample
+from .samples import SCENE_WEIGHTS, colours_over_time, draw_story_about
 from .scenes import Scene, allowed_pairs, draw_pairs, draw_scene
+from .two_media import CHANGES, draw_change, pair_turns
 from .wordings import ask
 
 

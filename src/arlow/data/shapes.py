@@ -21,8 +21,8 @@ from typing import Any
 
 from ..errors import message
 from .described import make_described
+from .sample import MOST_TURNS, Sample
 from .samples import MAKERS as MEDIA_MAKERS
-from .samples import MOST_TURNS, Sample
 from .text_documents import draw_document
 from .text_questions import evaluation_turn
 
