@@ -5,8 +5,8 @@ vocabulary, F width inside the MLP, HD and KD widths of all query and of all key
 
 Sources: FLOPs, PaLM (arXiv 2204.02311, appendix B): a multiply-add is two, attention is counted in full (a causal
 kernel does about half of it, deformable attention of large pictures what is near), the backward pass is twice the
-forward pass. Activations, after Korthikanti et al. (2205.05198), but for these layers: the tensors that autograd keeps,
-one by one. Model states, ZeRO (1910.02054).
+forward pass. Activations, after Korthikanti et al. (2205.05198), but for these layers: the tensors that autograd
+keeps, one by one. Model states, ZeRO (1910.02054).
 """
 
 from __future__ import annotations
