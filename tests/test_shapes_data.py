@@ -361,12 +361,17 @@ def test_no_answer_leads_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"arlow.data.{module}.render_story", lambda *args: still[None])
     monkeypatch.setattr("arlow.data.samples.render_digits", lambda *args, **kwargs: (still[None], 6))
     answers: dict[str, Counter] = defaultdict(Counter)
+    replies: Counter[str] = Counter()  # what two media have in common, with its working
     sizes = {"picture": 2500, "digit": 1200, "clip": 1800, "two_images": 700, "image_and_clip": 400, "text": 2500}
     for task, count in sizes.items():
         for seed in range(count):
             for turn in make_sample(task, split="test", seed=seed).turns:
                 answers[turn.type][turn.answer] += 1
+                if turn.type == "in_common":
+                    replies[turn.reply] += 1
     assert set(answers) == {*NEAR_CHANCE, "text_unknown"}
+    (reply, most), *_ = replies.most_common(1)
+    assert most / replies.total() < 0.04, reply
     for kind, limit in NEAR_CHANCE.items():
         (leader, most), *_ = answers[kind].most_common(1)
         assert most / answers[kind].total() < limit, (kind, leader, answers[kind].most_common(5))

@@ -16,8 +16,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 import arlow
+from arlow.bundled import ANSWER_AFTER
 from arlow.data.shapes import conversation, make_sample
 from arlow.demo import ask
+from arlow.evaluation.scores import final_answer
 from benchmarks.harness import Case
 from benchmarks.media import jpeg
 from benchmarks.models import VISION, arlow_model, text_for
@@ -88,5 +90,6 @@ def right_answers(ratio: float) -> float:
             for sample in part
         ]
         answers, _ = ask(model, processor, [chat["messages"][:1] for chat in chats])
-        right += sum(given == sample.turns[0].answer for given, sample in zip(answers, part, strict=True))
+        finals = [final_answer(given, ANSWER_AFTER) for given in answers]
+        right += sum(final == sample.turns[0].answer for final, sample in zip(finals, part, strict=True))
     return right / len(samples)

@@ -76,7 +76,7 @@ class Story:
 
     def colour_of(self, frame: int) -> int:
         """Which of its colours the frame of this number shows."""
-        return next(number for number, end in enumerate(self.ends) if frame / self.frames < end)
+        return span_at(self.ends, frame / self.frames)
 
     def progress(self, time: float) -> float:
         """How much of way and growth is behind it (0..1) at a time in 0..1 of the clip."""
@@ -166,6 +166,11 @@ def draw_colour_turn(
             return pairs
 
 
+def span_at(ends: Sequence[float], time: float) -> int:
+    """Which of the spans with these ends a time in 0..1 lies in."""
+    return next(number for number, end in enumerate(ends) if time < end)
+
+
 def render_story(rng: random.Random, story: Story) -> np.ndarray:
     """The frames, (T, H, W, 3) uint8; H and W are even."""
     side = side_of(rng, story.width, story.height, most=MAX_SIDE, least=MIN_SIDE)
@@ -215,7 +220,7 @@ def render_digits(rng: random.Random, digits: Sequence[int], *, split: str) -> t
         stills.append(finish(rng, still))
     count = round(seconds * fps)
     ends = draw_ends(rng, len(digits), MIN_COLOUR_SECONDS / seconds)
-    shown = [next(number for number, end in enumerate(ends) if index / count < end) for index in range(count)]
+    shown = [span_at(ends, index / count) for index in range(count)]
     return film_noise(rng, np.stack(stills)[shown]), fps  # [T, H, W, 3]
 
 

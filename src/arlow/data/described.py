@@ -78,9 +78,9 @@ def described_clip(rng: random.Random, split: str, most: int) -> Described:
     story = draw_story_about(rng, split, rng.choice(["video_direction", "video_size", "video_changes", None]))
     shape, colour, changes = story.thing.shape, story.colours[0], str(len(story.colours) - 1)
     is_timed = rng.random() < 0.5
-    working = colours_over_time(story) if is_timed else " ".join(story.colours)
+    seen = colours_over_time(story) if is_timed else " ".join(story.colours)
     turns = [
-        Turn("video_changes", ask(rng, "video_changes", "the shape"), changes, working),
+        Turn("video_changes", ask(rng, "video_changes", "the shape"), changes, seen),
         Turn("video_shape", ask(rng, "video_shape", "the shape"), shape),
     ]
     if len(story.colours) == 1:
@@ -90,7 +90,7 @@ def described_clip(rng: random.Random, split: str, most: int) -> Described:
     if story.size and not is_timed:
         turns.append(Turn("video_size", ask(rng, "video_size", "it"), story.size))
     rng.shuffle(turns)
-    told = f"{colours_over_time(story)} {shape}" if is_timed else describe_story(story, rng.randrange(3))
+    told = f"{seen} {shape}" if is_timed else describe_story(story, rng.randrange(3))
     return f"Video: {told}", turns[:most]
 
 
