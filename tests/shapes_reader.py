@@ -129,6 +129,30 @@ def is_at(words: str, seen: list[Seen], height: int, width: int) -> bool:
     return any(near)
 
 
+SPOT = "(top left|top right|top|left|middle|right|bottom left|bottom right|bottom)"
+WORD = "([a-z]+)"
+KEPT = re.compile(rf"{SPOT} {SPOT} {WORD}, {WORD} {WORD} {WORD}, {WORD} {WORD} {WORD}")
+GONE = re.compile(rf"{SPOT} nothing number|nothing {SPOT} number")
+
+
+def compared(working: str) -> list[tuple[str, str]]:
+    """What a comparison of two pictures says of each shape, in the first and in the second: "red circle top left", or
+    "shape left" where it is in one of them only, and "" in the other. Its verdicts are those of the words."""
+    pairs = []
+    for number, line in enumerate(working.split("; "), start=1):
+        line = line.removeprefix(f"{number} ")
+        if gone := GONE.fullmatch(line):
+            first, second = (f"shape {spot}" if spot else "" for spot in gone.groups())
+        else:
+            words = KEPT.fullmatch(line).groups()
+            befores, afters, verdicts = words[::3], words[1::3], words[2::3]
+            for before, after, verdict in zip(befores, afters, verdicts, strict=True):
+                assert verdict == ("same" if before == after else "other"), working
+            first, second = (f"{colour} {shape} {spot}" for spot, colour, shape in (befores, afters))
+        pairs.append((first, second))
+    return pairs
+
+
 def size_word(one: Seen, height: int, width: int) -> str:
     """How large it is beside the picture's short side."""
     radius = (one.reach + 0.5) / min(height, width)

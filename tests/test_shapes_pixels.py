@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from shapes_reader import Seen, answer, colour_word, is_at, place_word, read_picture, size_word, the_one
+from shapes_reader import Seen, answer, colour_word, compared, is_at, place_word, read_picture, size_word, the_one
 
 from arlow.data import make_sample, samples, scenes
 from arlow.data.digits import digit_mask, load_scans, scans_of
@@ -188,8 +188,7 @@ def check_clues(sample: Sample) -> None:
             assert turn.answer == str(len(seen)), turn
         elif turn.type in ("same_different", "what_changed"):
             for number, (side, size) in enumerate(zip((first, second), sizes, strict=True)):
-                shown = [pair.split(", ")[number] for pair in turn.working.split("; ")]
-                parts = [part for part in shown if part != "nothing"]
+                parts = [pair[number] for pair in compared(turn.working) if pair[number]]
                 assert len(parts) == len(side) and all(is_at(part, side, *size) for part in parts), turn
         elif turn.type == "place_in":
             assert turn.answer == place_word(the_one(words, seen), *shape), turn
@@ -244,7 +243,8 @@ def test_clips_do_what_the_answers_say(clean: None, tmp_path: Path) -> None:
             elif turn.type == "video_changes":
                 assert len(colours) - 1 == int(turn.answer), (seed, turn, colours)
                 looks = [every[round(look * (len(every) - 1) / 7)] for look in range(8)]
-                assert [read_picture(frame)[0].colour for frame in looks] == turn.working.split(), (seed, turn)
+                seen = " ".join(read_picture(frame)[0].colour for frame in looks)
+                assert turn.working == f"{seen}; {', '.join(colours)}", (seed, turn)
             elif turn.type in ("video_start", "video_end"):
                 one = path[0 if turn.type == "video_start" else -1]
                 assert turn.answer == place_word(one, *shape), (seed, turn)
@@ -269,9 +269,10 @@ def test_picture_and_clip_share_what_the_answer_says(clean: None, tmp_path: Path
         (two,) = read_picture(decoded(tmp_path, clip)[0])
         same = one.colour == two.colour, one.shape == two.shape
         found = {(True, True): "both", (True, False): "colour", (False, True): "shape", (False, False): "nothing"}
-        names = [f"{each.colour} {each.shape}" for each in (one, two)]
-        names = names if sample.media[0] is picture else names[::-1]
-        assert sample.turns[0].reply == f"{names[0]}, {names[1]}: {found[same]}", (seed, one, two)
+        first, second = (one, two) if sample.media[0] is picture else (two, one)
+        colour, shape = ("same" if alike else "other" for alike in same)
+        working = f"colour {first.colour} {second.colour} {colour}, shape {first.shape} {second.shape} {shape}"
+        assert sample.turns[0].reply == f"{working}: {found[same]}", (seed, one, two)
         answers[found[same]] += 1
     assert len(answers) == 4
 

@@ -57,9 +57,13 @@ def place_of(x: float, y: float, width: float, height: float) -> str:
 
 
 def at_place(scene: Scene, thing: Thing, name: str | None = None) -> str:
-    """What is where, as the working of an answer says it, by thirds of the picture: "red circle top left"."""
-    place = place_of(thing.x, thing.y, scene.width, scene.height)
-    return f"{name or name_of(thing)} {place.split(' ', 2)[2]}"
+    """What is where, as the working of an answer says it: "red circle top left"."""
+    return f"{name or name_of(thing)} {spot_of(scene, thing)}"
+
+
+def spot_of(scene: Scene, thing: Thing) -> str:
+    """Where something is, by thirds of the picture, in as few words as can be: "top left"."""
+    return place_of(thing.x, thing.y, scene.width, scene.height).split(" ", 2)[2]
 
 
 def in_reading_order(scene: Scene) -> list[Thing]:

@@ -11,9 +11,9 @@ from .captions import describe_scene, describe_story, size_word, third
 from .lists import draw_list
 from .questions import SCENE_OPTIONS, Turn, options_of, pick_turns
 from .sample import Sample
-from .samples import SCENE_WEIGHTS, colours_over_time, draw_story_about
+from .samples import SCENE_WEIGHTS, colour_changes, colours_over_time, draw_story_about
 from .scenes import Scene, allowed_pairs, draw_pairs, draw_scene
-from .two_media import CHANGES, draw_change, pair_turns
+from .two_media import CHANGES, draw_change, pair_turns, side_by_side
 from .wordings import ask
 
 
@@ -78,9 +78,9 @@ def described_clip(rng: random.Random, split: str, most: int) -> Described:
     story = draw_story_about(rng, split, rng.choice(["video_direction", "video_size", "video_changes", None]))
     shape, colour, changes = story.thing.shape, story.colours[0], str(len(story.colours) - 1)
     is_timed = rng.random() < 0.5
-    seen = colours_over_time(story) if is_timed else " ".join(story.colours)
+    working = colour_changes(story) if is_timed else ", ".join(story.colours)
     turns = [
-        Turn("video_changes", ask(rng, "video_changes", "the shape"), changes, seen),
+        Turn("video_changes", ask(rng, "video_changes", "the shape"), changes, working),
         Turn("video_shape", ask(rng, "video_shape", "the shape"), shape),
     ]
     if len(story.colours) == 1:
@@ -90,7 +90,7 @@ def described_clip(rng: random.Random, split: str, most: int) -> Described:
     if story.size and not is_timed:
         turns.append(Turn("video_size", ask(rng, "video_size", "it"), story.size))
     rng.shuffle(turns)
-    told = f"{seen} {shape}" if is_timed else describe_story(story, rng.randrange(3))
+    told = f"{colours_over_time(story)} {shape}" if is_timed else describe_story(story, rng.randrange(3))
     return f"Video: {told}", turns[:most]
 
 
@@ -119,7 +119,7 @@ def described_picture_and_clip(rng: random.Random, split: str, most: int) -> Des
         "in_common",
         ask(rng, "in_common"),
         COMMONS[shape == other, colour == hue],
-        working=f"{colour} {shape}, {hue} {other}",
+        working=side_by_side((shape, colour), (other, hue)),
     )
     return f"Picture: {colour} {shape}.\nVideo: {hue} {other}.", [turn]
 
@@ -128,5 +128,5 @@ DESCRIPTIONS: dict[Callable[[random.Random, str, int], Described], float] = {
     described_scene: 3.0,
     described_pair: 1.8,
     described_clip: 1.0,
-    described_picture_and_clip: 0.4,
+    described_picture_and_clip: 0.8,
 }

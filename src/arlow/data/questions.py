@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ..bundled import ANSWER_AFTER
-from .captions import at_place, certain_place, certain_size, in_reading_order
+from .captions import at_place, certain_place, certain_size, in_reading_order, third
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
 from .wordings import article, ask
 
@@ -182,6 +182,14 @@ def is_beside(first: Thing, second: Thing, side: str, *, straight: float = 1.0) 
     return False if along <= 0.02 * max(first.radius, second.radius) else None
 
 
+def thirds_beside(scene: Scene, first: Thing, second: Thing, side: str) -> tuple[int, int]:
+    """How many thirds of the picture `first` is left of (right of, above, below) `second`, and how many across."""
+    across, down = SIDES[side]
+    columns = third(first.x / scene.width) - third(second.x / scene.width)
+    rows = third(first.y / scene.height) - third(second.y / scene.height)
+    return across * columns + down * rows, abs(down * columns + across * rows)
+
+
 def position_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
     """What is left of (right of, above, below) a shape, where exactly one is."""
     things = scene.things
@@ -202,13 +210,16 @@ def position_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) 
 
 
 def side_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
-    """On which side of one shape another is."""
+    """On which side of one shape another is, where their places tell."""
     things = scene.things
     options = []
     for one, first in enumerate(things):
         for two, second in enumerate(things):
             sides = [side for side in SIDES if one != two and is_beside(first, second, side, straight=2)]
             if len(sides) != 1 or not names_of(things, one) or not names_of(things, two):
+                continue
+            along, off = thirds_beside(scene, first, second, sides[0])
+            if along <= off:
                 continue
             (a, told_a), (b, told_b) = (rng.choice([*names_of(things, index).items()]) for index in (one, two))
             fact = frozenset({("side", frozenset((one, two)))})
@@ -219,7 +230,7 @@ def side_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> l
 
 
 def position_yes_no_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
-    """Whether one shape is left of (right of, above, below) another."""
+    """Whether one shape is left of (right of, above, below) another, where their places tell."""
     things = scene.things
     options = []
     for one, first in enumerate(things):
@@ -228,7 +239,7 @@ def position_yes_no_options(rng: random.Random, scene: Scene, allowed: Sequence[
                 continue
             for side in SIDES:
                 beside = is_beside(first, second, side)
-                if beside is None:
+                if beside is None or beside != (thirds_beside(scene, first, second, side)[0] > 0):
                     continue
                 (a, told_a), (b, told_b) = (rng.choice([*names_of(things, index).items()]) for index in (one, two))
                 fact = frozenset({("side", frozenset((one, two)))})

@@ -234,7 +234,7 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
     if kind == "video_changes":  # one colour asked for would mean no change
         facts["video_colour"] = None
     turns = [
-        Turn(asked, ask(rng, asked, name), answer, colours_over_time(story) if asked == "video_changes" else "")
+        Turn(asked, ask(rng, asked, name), answer, colour_changes(story) if asked == "video_changes" else "")
         for asked, answer in facts.items()
         if answer is not None
     ]
@@ -255,6 +255,11 @@ def colours_over_time(story: Story) -> str:
     """The colour in frames spread evenly from the first to the last: "red red red red blue blue blue blue"."""
     shown = [round(look * (story.frames - 1) / (LOOKS - 1)) for look in range(LOOKS)]
     return " ".join(story.colours[story.colour_of(frame)] for frame in shown)
+
+
+def colour_changes(story: Story) -> str:
+    """What is seen, and what follows one another: "red red red red red blue blue blue; red, blue"."""
+    return f"{colours_over_time(story)}; {', '.join(story.colours)}"
 
 
 def story_clues(rng: random.Random, story: Story, name: str) -> list[Turn]:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .captions import at_place, certain_place, in_reading_order
+from .captions import certain_place, in_reading_order, spot_of
 from .clips import DIRECTIONS, draw_story, render_story
 from .questions import Turn, full_name, inventory
 from .sample import Clip, Picture, Sample, draw_side, film, in_turn, picture_of, shoot
@@ -77,18 +77,36 @@ def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change
 
 
 def compare(before: Scene, after: Scene) -> str:
-    """Shape by shape, as it is in the first picture and in the second: "red circle top, red circle top; blue star
-    left, nothing"."""
+    """Shape by shape its place, colour and shape in the first picture and in the second: "1 top top same, red blue
+    other, star star same; 2 left nothing number".
+
+    The two words that are compared stand side by side and the verdict right after them: whether they are equal is
+    learned so in hundreds of steps, and otherwise not in thousands."""
     first, second = (
-        {(one.pair, one.x, one.y): at_place(scene, one) for one in in_reading_order(scene)}
+        {(one.pair, one.x, one.y): (spot_of(scene, one), one.colour, one.shape) for one in in_reading_order(scene)}
         for scene in (before, after)
     )
     gone = [one for one in first if one not in second]
     new = [one for one in second if one not in first]
     becomes = dict(zip(gone, new, strict=False))  # one shape, which is another then; or is in one picture only
-    pairs = [(first[one], second.get(becomes.get(one, one), "nothing")) for one in first]
-    pairs += [("nothing", second[one]) for one in new[len(becomes) :]]
-    return "; ".join(f"{before}, {after}" for before, after in pairs)
+    lines = []
+    for one, words in first.items():
+        then = second.get(becomes.get(one, one))
+        both = zip(words, then, strict=True) if then else ()
+        lines.append(", ".join(beside(*pair) for pair in both) or f"{words[0]} nothing number")
+    lines += [f"nothing {second[one][0]} number" for one in new[len(becomes) :]]
+    # The numbers are for the tokenizer, too: with a word in front, each of the words compared is " red", never "red".
+    return "; ".join(f"{number} {line}" for number, line in enumerate(lines, start=1))
+
+
+def beside(one: str, other: str) -> str:
+    """Two words and whether they are the same: "red red same", "star circle other"."""
+    return f"{one} {other} {'same' if one == other else 'other'}"
+
+
+def side_by_side(one: Pair, other: Pair) -> str:
+    """Two things by colour and by shape: "colour red red same, shape star circle other"."""
+    return f"colour {beside(one[1], other[1])}, shape {beside(one[0], other[0])}"
 
 
 def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Scene, Scene, Thing] | None:
@@ -117,7 +135,7 @@ def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Sce
         if spot is None or max(abs(spot[0] - thing.x), abs(spot[1] - thing.y)) < max(0.3, 1.2 * thing.radius):
             return None
         after[at] = replace(thing, x=spot[0], y=spot[1])
-        if at_place(before, thing) == at_place(before, after[at]):
+        if spot_of(before, thing) == spot_of(before, after[at]):
             return None
     elif change == "number":
         if len(after) == 1:
@@ -156,11 +174,11 @@ def make_image_and_clip(rng: random.Random, split: str, most: int) -> Sample:
     direction = rng.choice([*DIRECTIONS]) if rng.random() < 0.7 else None
     story = draw_story(rng, [rng.choice(pairs)], direction=direction)
     media: list[Picture | Clip] = [picture_of(rng, scene), film(rng, render_story(rng, story), story.fps)]
-    names = [f"{colour} {shape}", f"{story.colours[0]} {story.thing.shape}"]  # of the picture and the clip
+    shown = [(shape, colour), (story.thing.shape, story.colours[0])]  # in the picture and in the clip
     if rng.random() < 0.5:
         media.reverse()
-        names.reverse()
-    first = Turn("in_common", ask(rng, "in_common"), common, ", ".join(names))
+        shown.reverse()
+    first = Turn("in_common", ask(rng, "in_common"), common, side_by_side(*shown))
     others = [
         Turn("colour", vary(rng, "What colour is the shape in the picture?"), colour),
         Turn("shape", vary(rng, "What shape is in the picture?"), shape),
