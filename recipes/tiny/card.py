@@ -38,6 +38,7 @@ STEPS = {
     "eval-test": "scoring on the test split, with controls",
     "eval-unseen": "scoring on unseen pairs, with controls",
 }
+HERE = Path(__file__).parent  # seed-0.json: its accuracies, kept beside its log
 PROBES = ("shape", "colour", "digit")  # what a linear probe reads
 PROBE_TRAIN, PROBE_TEST = 1500, 700  # pictures
 
@@ -47,6 +48,7 @@ def main(run: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(out)
     weights = out / "model.safetensors"
     scores = {split: json.loads((run / f"{split}.json").read_text(encoding="utf-8")) for split in ("test", "unseen")}
+    (HERE / f"{run.name}.json").write_text(json.dumps(accuracies(scores["test"]), indent=1) + "\n", encoding="utf-8")
     here = machine()
     facts = {
         "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
@@ -58,10 +60,10 @@ def main(run: Path) -> None:
         "unseen": score_table(scores["unseen"]),
         "weak": weak_types(scores["test"]),
         "probes": probe_table(run),
-        "seeds": seeds_table(run.parent),
+        "seeds": seeds_table(),
         "products": products(run),
     }
-    template = (Path(__file__).parent / "MODEL_CARD.template.md").read_text(encoding="utf-8")
+    template = (HERE / "MODEL_CARD.template.md").read_text(encoding="utf-8")
     (out / "MODEL_CARD.md").write_text(template.format(**facts), encoding="utf-8")
     print(f"wrote {out / 'MODEL_CARD.md'}")
 
@@ -100,19 +102,22 @@ def score_table(result: dict[str, Any]) -> str:
 
 def weak_types(result: dict[str, Any]) -> str:
     """The types of question that are answered right less than nine times in ten, the worst first."""
-    shares = {kind: line["accuracy"]["mean"] for kind, line in result["summary"].items() if kind != ALL}
-    weak = sorted((share, kind) for kind, share in shares.items() if share < 0.9)
-    return ", ".join(f"{kind} ({100 * share:.0f} %)" for share, kind in weak) or "none"
+    weak = sorted((share, kind) for kind, share in accuracies(result).items() if share < 90 and kind != ALL)
+    return ", ".join(f"{kind} ({share:.0f} %)" for share, kind in weak) or "none"
 
 
-def seeds_table(runs: Path) -> str:
-    """A row per type of question: accuracy on the test split under every seed that was trained here."""
-    found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in runs.glob("seed-*/test.json")}
-    names = sorted(found, key=lambda name: int(name.removeprefix("seed-")))
-    rows = [f"| Type | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
-    for kind in found[names[0]]["summary"]:
-        lines = [found[name]["summary"].get(kind) for name in names]
-        cells = ["-" if line is None else f"{100 * line['accuracy']['mean']:.1f}" for line in lines]
+def accuracies(result: dict[str, Any]) -> dict[str, float]:
+    """Per cent of right answers by type of question."""
+    return {kind: round(100 * line["accuracy"]["mean"], 1) for kind, line in result["summary"].items()}
+
+
+def seeds_table() -> str:
+    """A row per type of question: accuracy on the test split under every seed that was trained."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(HERE.glob("seed-*.json"))}
+    rows = [f"| Type | {' | '.join(found)} |", f"| --- |{' --- |' * len(found)}"]
+    kinds = dict.fromkeys(kind for run in found.values() for kind in run)
+    for kind in kinds:
+        cells = [f"{run[kind]:.1f}" if kind in run else "-" for run in found.values()]
         rows.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
