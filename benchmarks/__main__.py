@@ -1,6 +1,6 @@
 """Run cases, print a table, optionally write JSON; with --docs rewrite docs/performance.md from such files instead.
 
-usage: python -m benchmarks [CASE ...] [--json FILE] [--threads N] [--quick], or --docs FILE ...
+usage: python -m benchmarks [CASE ...] [--json FILE] [--threads N] [--dtype DTYPE] [--quick], or --docs FILE ...
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import benchmarks.cases
 
 from . import page
 from .harness import Result, machine, measure, report
-from .settings import QUICK
+from .settings import DTYPE, DTYPES, QUICK
 
 
 def main() -> int:
@@ -31,6 +31,9 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(names)}")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and products (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="one round at small sizes: only to see that all runs")
     parser.add_argument(
         "--docs", nargs="+", type=Path, metavar="FILE", help="run nothing: these figures go into the docs"
@@ -45,8 +48,9 @@ def main() -> int:
         except (OSError, ValueError) as error:
             parser.error(str(error))
         return 0
+    os.environ[DTYPE] = options.dtype  # before the cases are imported, and for the processes they start
     if options.quick:
-        os.environ[QUICK] = "1"  # before the cases are imported, and for the processes they start
+        os.environ[QUICK] = "1"
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -8,13 +8,24 @@ from typing import Any
 import torch
 
 
-QUICK = "BENCHMARKS_QUICK"  # environment variable that `--quick` sets
+QUICK, DTYPE = "BENCHMARKS_QUICK", "BENCHMARKS_DTYPE"  # environment variables that `--quick` and `--dtype` set
+DTYPES = ("bfloat16", "float32")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def quick() -> bool:
     """Whether one round at small sizes is wanted: it shows that a case runs, its figures mean nothing."""
     return os.environ.get(QUICK) == "1"
+
+
+def dtype() -> torch.dtype:
+    """That of the models whose dtype the case leaves open."""
+    return getattr(torch, os.environ.get(DTYPE, DTYPES[0]))
+
+
+def named(dtype: torch.dtype) -> str:
+    """As the names of the cases have it: "bf16", "float32"."""
+    return str(dtype).removeprefix("torch.").replace("bfloat", "bf")
 
 
 def sized(full: Any, small: Any, *, cuda: Any = None) -> Any:

@@ -1,5 +1,5 @@
 """The encoder's part of a step of masked autoencoding, forward and backward: 16 images of 224x224 (16 x 16 patches of
-14), of which a quarter is visible, against encoding all patches; width 1024, 4 blocks, bfloat16, nothing merged.
+14), of which a quarter is visible, against encoding all patches; width 1024, 4 blocks, nothing merged.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import torch
 
 from benchmarks.harness import Case
 from benchmarks.models import PATCH, VISION, new_tower
-from benchmarks.settings import DEVICE, sized
+from benchmarks.settings import DEVICE, dtype, named, sized
 
 
 IMAGES, SIDE, MASKED = sized(16, 2), 16, 0.75
 
 
 def cases() -> Iterator[Case]:
-    tower = new_tower(torch.bfloat16, blocks=VISION["depth"]).train()
+    tower = new_tower(dtype(), blocks=VISION["depth"]).train()
     patches = IMAGES * SIDE * SIDE
     pixels = torch.randn(patches, 3 * PATCH**2, device=DEVICE)
     grid = torch.tensor([[1, SIDE, SIDE]] * IMAGES, device=DEVICE)
@@ -34,7 +34,7 @@ def cases() -> Iterator[Case]:
     everything = torch.arange(patches, device=DEVICE)
     assert len(step(visible)) == kept * IMAGES and len(step(everything)) == patches
     yield Case(
-        name=f"masked autoencoding, encoder step, bf16, {MASKED:.0%} masked",
+        name=f"masked autoencoding, encoder step, {named(dtype())}, {MASKED:.0%} masked",
         arlow=lambda: step(visible),
         peer=lambda: step(everything),
         peer_name="encoding everything",

@@ -1,4 +1,4 @@
-"""Greedy decoding through `generate`, as a user calls it, bfloat16, against Qwen3-VL's decoder at the same shapes.
+"""Greedy decoding through `generate`, as a user calls it, against Qwen3-VL's decoder at the same shapes.
 
 - 16 tokens of a chat that goes on from the cache of 512 tokens of text: batch 1 and batch 8; width
   1024, 8 layers, vocabulary 131,072. The limit is reading all weights once a step at the speed of a copy.
@@ -19,7 +19,7 @@ from benchmarks import limits
 from benchmarks.harness import Case
 from benchmarks.models import TEXT, models, text_flops, weight_bytes
 from benchmarks.peers import PEER
-from benchmarks.settings import DEVICE, asked, sized
+from benchmarks.settings import DEVICE, asked, dtype, named, sized
 
 
 THIN = {
@@ -30,17 +30,17 @@ NEW, PROMPT, CONTEXT = sized(16, 4), 16, sized(512, 32)  # tokens
 
 
 def cases() -> Iterator[Case]:
-    arlow, peer = models(torch.bfloat16, TEXT)
+    arlow, peer = models(dtype(), TEXT)
     for batch, target in ((1, 1.15), (8, 1.5)):
         name = f"{NEW} tokens after {CONTEXT}, batch {batch}"
         yield decoding(name, arlow, peer, batch, context=CONTEXT, prompt=1, target=asked(target, None))
     flops = sum(text_flops(arlow, tokens=128, logits=1).values()) * 8
     yield decoding(
         "first token, batch 8, 128 tokens before it", arlow, peer, 8, prompt=128, new=1, target=asked(1.2, None),
-        limit=limits.products(flops, torch.bfloat16), limit_name="matrix product",
+        limit=limits.products(flops, dtype()), limit_name="matrix product",
     )  # fmt: skip
     yield compiled_case(arlow)
-    arlow, peer = models(torch.bfloat16, THIN)
+    arlow, peer = models(dtype(), THIN)
     yield decoding(
         "32 tokens, 28 thin layers", arlow, peer, 1, new=2 * NEW, target=asked(1.6, None), limit=None, limit_name=""
     )
@@ -62,7 +62,12 @@ def decoding(
     assert ours().shape == theirs().shape == (batch, context + prompt + new)
     reading = {"limit": limits.copying(new * weight_bytes(arlow)), "limit_name": "reading the weights"}
     return Case(
-        name=f"decoding, bf16, {name}", arlow=ours, peer=theirs, peer_name=PEER, target=target, **{**reading, **limit}
+        name=f"decoding, {named(dtype())}, {name}",
+        arlow=ours,
+        peer=theirs,
+        peer_name=PEER,
+        target=target,
+        **{**reading, **limit},
     )
 
 
@@ -74,7 +79,7 @@ def compiled_case(arlow: Any) -> Case:
     for _ in range(2):  # compiles, and records graphs
         assert ours().shape == theirs().shape
     return Case(
-        name=f"decoding, bf16, {NEW} tokens, batch 1, compiled static cache",
+        name=f"decoding, {named(dtype())}, {NEW} tokens, batch 1, compiled static cache",
         arlow=ours,
         peer=theirs,
         peer_name="Arlow as it is called",

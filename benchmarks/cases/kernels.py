@@ -1,5 +1,5 @@
 """Attention kernels beside one another, on a GPU only: flash and flex attention against SDPA, on the vision tower with
-16 images of 448x448 and on a prefill of 2048 tokens, bfloat16, Arlow at its published sizes.
+16 images of 448x448 and on a prefill of 2048 tokens, Arlow at its published sizes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from arlow.attention import FLASH, available_kernels
 from benchmarks.harness import Case
 from benchmarks.models import PATCH, TEXT, VISION, arlow_model, new_tower
-from benchmarks.settings import DEVICE
+from benchmarks.settings import DEVICE, dtype
 
 
 def cases() -> Iterator[Case]:
@@ -30,7 +30,7 @@ def cases() -> Iterator[Case]:
 
 
 def vision(kernel: str) -> Callable[[], Any]:
-    tower = new_tower(torch.bfloat16, blocks=VISION["depth"])
+    tower = new_tower(dtype(), blocks=VISION["depth"])
     tower.set_attn_implementation(kernel)
     grid = torch.tensor([[1, 32, 32]] * 16, device=DEVICE)
     pixels = torch.randn(16 * 32 * 32, 3 * PATCH**2, device=DEVICE)
@@ -38,7 +38,7 @@ def vision(kernel: str) -> Callable[[], Any]:
 
 
 def prefill(kernel: str) -> Callable[[], Any]:
-    model = arlow_model(torch.bfloat16, TEXT)
+    model = arlow_model(dtype(), TEXT)
     model.set_attn_implementation(kernel)
     ids = torch.randint(8, TEXT["vocab_size"], (1, 2048), device=DEVICE)
     return without_gradients(lambda: model(ids, logits_to_keep=1))

@@ -1,6 +1,6 @@
 """16 mixed requests from conversation to answer, in one batch and one by one, against Qwen3-VL: 6 of text (20 to 200
 words), 8 with a picture, 2 with two, all as JPEG files (240x320 to 480x640, at most 128 tokens each); 8 new tokens.
-Width 1024, 8 decoder layers, 4 encoder blocks, vocabulary 131,072, bfloat16. Both read the same token ids.
+Width 1024, 8 decoder layers, 4 encoder blocks, vocabulary 131,072. Both read the same token ids.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.harness import Case
 from benchmarks.media import jpeg
 from benchmarks.models import VISION, models, text_for
 from benchmarks.peers import PEER, corpus, processors
-from benchmarks.settings import DEVICE, sized
+from benchmarks.settings import DEVICE, dtype, named, sized
 
 
 PICTURES = sized([0] * 6 + [1] * 8 + [2] * 2, [0, 1, 2])  # of each request
@@ -28,7 +28,7 @@ LARGEST = {"shortest_edge": 56 * 56, "longest_edge": 128 * 28 * 28}  # pixels
 def cases() -> Iterator[Case]:
     arlow_processor, peer_processor = processors(images=LARGEST)
     text, ids = text_for(arlow_processor.tokenizer)
-    arlow, peer = models(torch.bfloat16, text, VISION, **ids)
+    arlow, peer = models(dtype(), text, VISION, **ids)
     with tempfile.TemporaryDirectory() as folder:
         chats = [request(Path(folder), number, count) for number, count in enumerate(PICTURES)]
 
@@ -41,14 +41,14 @@ def cases() -> Iterator[Case]:
         first, second = (inputs(each, chats)["input_ids"] for each in (arlow_processor, peer_processor))
         assert torch.equal(first, second)
         yield Case(
-            name=f"{len(chats)} mixed requests, one batch",
+            name=f"{len(chats)} mixed requests, {named(dtype())}, one batch",
             arlow=lambda: ours(chats),
             peer=lambda: theirs(chats),
             peer_name=PEER,
             target=1.25,
         )
         yield Case(
-            name=f"{len(chats)} mixed requests, one by one",
+            name=f"{len(chats)} mixed requests, {named(dtype())}, one by one",
             arlow=lambda: [ours([chat]) for chat in chats],
             peer=lambda: [theirs([chat]) for chat in chats],
             peer_name=PEER,

@@ -1,4 +1,4 @@
-"""Text prefill: 2048 tokens, logits of the last one, bfloat16, against Qwen3-VL's decoder at the same shapes (width
+"""Text prefill: 2048 tokens, logits of the last one, against Qwen3-VL's decoder at the same shapes (width
 1024, 8 layers, vocabulary 131,072). Small decoders with copied weights give the same logits.
 """
 
@@ -13,14 +13,14 @@ from benchmarks import limits
 from benchmarks.harness import Case
 from benchmarks.models import TEXT, models, text_flops
 from benchmarks.peers import PEER
-from benchmarks.settings import DEVICE, asked, sized
+from benchmarks.settings import DEVICE, asked, dtype, named, sized
 
 
 TOKENS = sized(2048, 64)
 
 
 def cases() -> Iterator[Case]:
-    arlow, peer = models(torch.bfloat16, TEXT)
+    arlow, peer = models(dtype(), TEXT)
     ids = torch.randint(8, TEXT["vocab_size"], (1, TOKENS), device=DEVICE)
 
     def prefill(model: Any) -> Any:
@@ -29,11 +29,11 @@ def cases() -> Iterator[Case]:
 
     assert prefill(arlow).logits.shape == prefill(peer).logits.shape
     yield Case(
-        name=f"prefill, bf16, {TOKENS} tokens",
+        name=f"prefill, {named(dtype())}, {TOKENS} tokens",
         arlow=lambda: prefill(arlow),
         peer=lambda: prefill(peer),
         peer_name=PEER,
         target=asked(1.2, 1.1),
-        limit=limits.products(sum(text_flops(arlow, tokens=TOKENS, logits=1).values()), torch.bfloat16),
+        limit=limits.products(sum(text_flops(arlow, tokens=TOKENS, logits=1).values()), dtype()),
         limit_name="matrix product",
     )

@@ -1,4 +1,4 @@
-"""Token pruning: a picture of 1024x1024 and 16 new tokens by `generate`, bfloat16, against the same model that keeps
+"""Token pruning: a picture of 1024x1024 and 16 new tokens by `generate`, against the same model that keeps
 all tokens. Width 1024, 8 decoder layers, 4 encoder blocks, vocabulary 131,072.
 
 What it costs is in the notes: how many questions about unseen pictures the bundled model answers at that ratio.
@@ -24,7 +24,7 @@ from benchmarks.harness import Case
 from benchmarks.media import jpeg
 from benchmarks.models import VISION, arlow_model, text_for
 from benchmarks.peers import processors
-from benchmarks.settings import DEVICE, sized
+from benchmarks.settings import DEVICE, dtype, named, sized
 
 
 RATIOS = (0.25, 0.5, 0.75)
@@ -36,7 +36,7 @@ BATCH = 50
 def cases() -> Iterator[Case]:
     processor, _ = processors()
     text, ids = text_for(processor.tokenizer)
-    model = arlow_model(torch.bfloat16, text, VISION, **ids)
+    model = arlow_model(dtype(), text, VISION, **ids)
     whole = right_answers(0.0)
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "picture.jpg"
@@ -45,7 +45,7 @@ def cases() -> Iterator[Case]:
             count = sum(QUESTIONS.values())
             note = f"bundled model: {right_answers(ratio):.1%} of {count} answers right, {whole:.1%} with all tokens"
             yield Case(
-                name=f"one picture of {SIDE}x{SIDE}, {NEW} tokens, bf16, token_pruning_ratio {ratio}",
+                name=f"one picture of {SIDE}x{SIDE}, {NEW} tokens, {named(dtype())}, token_pruning_ratio {ratio}",
                 arlow=lambda ratio=ratio: answer(model, processor, picture, ratio),
                 peer=lambda: answer(model, processor, picture, 0.0),
                 peer_name="Arlow with all tokens",

@@ -1,4 +1,4 @@
-"""A training step, forward and backward, bfloat16: 2 rows of 1024 tokens, width 512, 8 layers, a vocabulary of
+"""A training step, forward and backward: 2 rows of 1024 tokens, width 512, 8 layers, a vocabulary of
 131,072 (on a GPU the published sizes), against Qwen3-VL's decoder at the same shapes. Small decoders with copied
 weights give the same loss. Memory growth is that of a first step beyond the weights, gradients included.
 """
@@ -14,7 +14,7 @@ from benchmarks import limits
 from benchmarks.harness import Case
 from benchmarks.models import SMALL_TEXT, TEXT, arlow_model, check_same_decoder, peer_model, text_flops
 from benchmarks.peers import PEER
-from benchmarks.settings import DEVICE, asked, sized
+from benchmarks.settings import DEVICE, asked, dtype, named, sized
 
 
 ROWS, TOKENS = 2, sized(1024, 32)
@@ -24,15 +24,15 @@ SHAPE = sized({**TEXT, **NARROW}, SMALL_TEXT, cuda=TEXT)
 
 def cases() -> Iterator[Case]:
     check_same_decoder()
-    arlow = arlow_model(torch.bfloat16, SHAPE)
+    arlow = arlow_model(dtype(), SHAPE)
     parts = {name: ROWS * count for name, count in text_flops(arlow, tokens=TOKENS, logits=TOKENS).items()}
     yield Case(
-        name=f"training step, bf16, {ROWS} x {TOKENS} tokens, vocabulary {SHAPE['vocab_size']:,}",
+        name=f"training step, {named(dtype())}, {ROWS} x {TOKENS} tokens, vocabulary {SHAPE['vocab_size']:,}",
         arlow=step(arlow),
         peer=prepare("peer"),
         peer_name=PEER,
         target=asked(1.25, 1.2),
-        limit=limits.products(training_flops(parts), torch.bfloat16),
+        limit=limits.products(training_flops(parts), dtype()),
         limit_name="matrix product",
         growth=(__name__,),
         growth_target=asked(0.25, 0.6),
@@ -41,7 +41,7 @@ def cases() -> Iterator[Case]:
 
 def prepare(side: str) -> Callable[[], None]:
     """The step of one side."""
-    return step((arlow_model if side == "arlow" else peer_model)(torch.bfloat16, SHAPE))
+    return step((arlow_model if side == "arlow" else peer_model)(dtype(), SHAPE))
 
 
 def step(model: torch.nn.Module) -> Callable[[], None]:

@@ -1,6 +1,6 @@
 """Vision tower against Qwen3-VL's: one image of 1024x1024 (74 x 74 patches of 14, as the processors resize it), 16 of
-448x448, a video of 8 frame groups of 336x336; width 1024, 4 blocks, one DeepStack tap, bfloat16, and the large image
-in float32. As in the peer, the patches of a frame group attend to one another alone. The peer's rows hold a still
+448x448, a video of 8 frame groups of 336x336; width 1024, 4 blocks, one DeepStack tap, and the large image in
+float32, too. As in the peer, the patches of a frame group attend to one another alone. The peer's rows hold a still
 patch twice, as its processor makes them. The towers differ in their position embeddings: only shapes are compared.
 """
 
@@ -16,7 +16,7 @@ from benchmarks import limits
 from benchmarks.harness import Case
 from benchmarks.models import PATCH, TEXT, towers
 from benchmarks.peers import PEER
-from benchmarks.settings import DEVICE, asked, sized
+from benchmarks.settings import DEVICE, asked, dtype, named, sized
 
 
 # name -> items, frame groups, patches a side
@@ -24,17 +24,16 @@ SHAPES = sized(
     {"1 of 1024x1024": (1, 1, 74), "16 of 448x448": (16, 1, 32), "8 frame groups of 336x336": (1, 8, 24)},
     {"2 of 56x56": (2, 1, 4), "2 frame groups of 56x56": (1, 2, 4)},
 )
-TARGETS = {"1 of 1024x1024": 1.45}
+LARGEST = next(iter(SHAPES))
 
 
 def cases() -> Iterator[Case]:
-    for dtype in (torch.bfloat16, torch.float32):
-        arlow, peer = towers(dtype, out=TEXT["hidden_size"], temporal_window_size=1)
+    for each in dict.fromkeys([dtype(), torch.float32]):
+        arlow, peer = towers(each, out=TEXT["hidden_size"], temporal_window_size=1)
         for name, (items, groups, side) in SHAPES.items():
-            if dtype == torch.bfloat16:
-                yield tower_case(f"bf16, {name}", arlow, peer, items, groups, side, TARGETS.get(name, 1.2))
-            elif name == next(iter(SHAPES)):
-                yield tower_case(f"float32, {name}", arlow, peer, items, groups, side, 1.15)
+            if name == LARGEST or each == dtype():
+                target = 1.15 if each == torch.float32 else 1.45 if name == LARGEST else 1.2
+                yield tower_case(f"{named(each)}, {name}", arlow, peer, items, groups, side, target)
 
 
 def tower_case(name: str, arlow: Any, peer: Any, items: int, groups: int, side: int, target: float) -> Case:
