@@ -59,7 +59,7 @@ def get_rope_index(
 
     counts = count_placeholders(types)
     advance = (types == TEXT).long()  # how far the position moves on after each token
-    offsets = torch.zeros(2, *types.shape, dtype=torch.long, device=device)  # row and column within an item
+    offsets = torch.zeros(3, *types.shape, dtype=torch.long, device=device)  # within an item: 0, row and column
     for kind, grids in ((IMAGE, image_grid_thw), (VIDEO, video_grid_thw)):
         items = merged_grids(grids, spatial_merge_size)
         sizes = [groups * rows * columns for groups, rows, columns in items]
@@ -71,14 +71,13 @@ def get_rope_index(
             here = types == kind
             frames = [(rows, columns) for groups, rows, columns in items for _ in range(groups)]
             tokens = _item_tokens(frames, device, kept)
-            advance = advance.masked_scatter(here, tokens[0])
-            offsets = offsets.masked_scatter(here.expand_as(offsets), tokens[1:])
+            advance.masked_scatter_(here, tokens[0])
+            offsets[1:].masked_scatter_(here, tokens[1:])
 
     base = advance.cumsum(-1) - advance  # exclusive: where each token, or its whole item, starts
     if start is not None:
         base = base + start.to(device)
-    positions = torch.stack((base, base + offsets[0], base + offsets[1]))  # [3, B, S]
-    positions = positions.masked_fill(~real, 0)
+    positions = base.masked_fill(~real, 0) + offsets  # [3, B, S]
     deltas = positions.amax(dim=(0, 2)) + 1 - real.sum(-1)
     return positions.to(input_ids.dtype), deltas[:, None].to(input_ids.dtype)
 
@@ -113,7 +112,9 @@ def _item_tokens(sides: list[tuple[int, int]], device: torch.device, kept: torch
         ends = torch.bincount(item, minlength=len(sides)).cumsum(0)
     advance = torch.zeros_like(index)
     advance[ends - 1] = torch.maximum(rows, columns)
-    return torch.stack((advance, index // columns[item], index % columns[item]))
+    width = columns[item]
+    row = index // width  # a division costs as much as everything else here: the column does without
+    return torch.stack((advance, row, index - row * width))
 
 
 def count_placeholders(types: torch.Tensor) -> dict[int, list[int]]:
