@@ -82,21 +82,14 @@ def peer_processor(tokenizer: Any, *, images: dict[str, int], videos: dict[str, 
     return PeerProcessor(image_processor, tokenizer, PeerVideoProcessor(size=videos), chat_template=CHAT_TEMPLATE)
 
 
-def save_peer(processor: Any, folder: Path) -> None:
-    """What of the peer's processor can be read without torchvision, as files."""
-    processor.tokenizer.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
-
-
-def load_peer(folder: Path) -> Any:
-    """The peer's processor from those files."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-    return PeerProcessor(image_processor, tokenizer, PeerVideoProcessor(size=FRAMES), chat_template=CHAT_TEMPLATE)
-
-
 class PeerProcessor(Qwen3VLProcessor):
     """Qwen3-VL's processor, which here takes a video processor without torchvision."""
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, folder: Path, *args: Any, **kwargs: Any) -> list[Any]:
+        """As the mixin's, whose way to a video processor asks for torchvision."""
+        tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", folder)
+        return [Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer, PeerVideoProcessor(size=FRAMES)]
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         if argument_name == "video_processor":
@@ -114,6 +107,9 @@ class PeerVideoProcessor(VideoProcessorMixin):
     def __init__(self, *, size: dict[str, int]) -> None:
         super().__init__()
         self.frames = Qwen2VLImageProcessorPil(size=size, **NORMAL)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"video_processor_type": type(self).__name__, "size": dict(self.frames.size)}
 
     def preprocess(
         self,

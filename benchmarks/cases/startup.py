@@ -19,7 +19,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from arlow import ArlowForConditionalGeneration, ArlowProcessor
 from benchmarks.harness import Case
 from benchmarks.models import MEDIUM_TEXT, SMALL_TEXT, arlow_model, peer_model
-from benchmarks.peers import PEER, load_peer, processors, save_peer
+from benchmarks.peers import PEER, PeerProcessor, processors
 from benchmarks.settings import DEVICE, sized
 
 
@@ -63,12 +63,13 @@ def import_ms() -> float:
 def processor_cases(ours: Path, theirs: Path) -> Iterator[Case]:
     arlow, peer = processors()
     arlow.save_pretrained(ours)
-    save_peer(peer, theirs)
-    assert ArlowProcessor.from_pretrained(ours).tokenizer.get_vocab() == load_peer(theirs).tokenizer.get_vocab()
+    peer.save_pretrained(theirs)
+    first, second = ArlowProcessor.from_pretrained(ours), PeerProcessor.from_pretrained(theirs)
+    assert first.tokenizer.get_vocab() == second.tokenizer.get_vocab()
     yield Case(
         name="processor from a directory",
         arlow=lambda: ArlowProcessor.from_pretrained(ours),
-        peer=lambda: load_peer(theirs),
+        peer=lambda: PeerProcessor.from_pretrained(theirs),
         peer_name=PEER,
         target=1.0,
     )

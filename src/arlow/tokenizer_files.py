@@ -58,7 +58,7 @@ def build_backend(vocab: Mapping[str, int], merges: list[tuple[str, str]]) -> To
 def read_backend(path: str | os.PathLike) -> Tokenizer:
     """The pipeline of a `tokenizer.json`."""
     try:
-        return Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+        return Tokenizer.from_buffer(Path(path).read_bytes())
     except OSError:
         raise
     except Exception as error:  # the Rust library raises plain `Exception`
