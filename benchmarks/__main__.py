@@ -32,7 +32,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads (default: %(default)s)")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and products (default: %(default)s)"
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="of the models, where a case leaves it open (default: %(default)s)",
     )
     parser.add_argument("--quick", action="store_true", help="one round at small sizes: only to see that all runs")
     parser.add_argument(

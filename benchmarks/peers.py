@@ -86,10 +86,11 @@ class PeerProcessor(Qwen3VLProcessor):
     """Qwen3-VL's processor, which here takes a video processor without torchvision."""
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, folder: Path, *args: Any, **kwargs: Any) -> list[Any]:
+    def _get_arguments_from_pretrained(cls, folder: Path, processor_dict: Any = None, **kwargs: Any) -> list[Any]:
         """As the mixin's, whose way to a video processor asks for torchvision."""
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", folder)
-        return [Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer, PeerVideoProcessor(size=FRAMES)]
+        video_processor = PeerVideoProcessor(size=processor_dict["video_processor"]["size"])
+        return [Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer, video_processor]
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         if argument_name == "video_processor":

@@ -23,9 +23,9 @@ def dtype() -> torch.dtype:
     return getattr(torch, os.environ.get(DTYPE, DTYPES[0]))
 
 
-def named(dtype: torch.dtype) -> str:
-    """As the names of the cases have it: "bf16", "float32"."""
-    return str(dtype).removeprefix("torch.").replace("bfloat", "bf")
+def named(kind: torch.dtype) -> str:
+    """A dtype as the names of the cases have it: "bf16", "float32"."""
+    return str(kind).removeprefix("torch.").replace("bfloat", "bf")
 
 
 def sized(full: Any, small: Any, *, cuda: Any = None) -> Any:

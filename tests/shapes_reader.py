@@ -140,7 +140,8 @@ def compared(working: str) -> list[tuple[str, str]]:
     "shape left" where it is in one of them only, and "" in the other. Its verdicts are those of the words."""
     pairs = []
     for number, line in enumerate(working.split("; "), start=1):
-        line = line.removeprefix(f"{number} ")
+        head, _, line = line.partition(" ")
+        assert head == str(number), working
         if gone := GONE.fullmatch(line):
             first, second = (f"shape {spot}" if spot else "" for spot in gone.groups())
         else:

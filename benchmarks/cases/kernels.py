@@ -12,17 +12,18 @@ import torch
 from arlow.attention import FLASH, available_kernels
 from benchmarks.harness import Case
 from benchmarks.models import PATCH, TEXT, VISION, arlow_model, new_tower
-from benchmarks.settings import DEVICE, dtype
+from benchmarks.settings import DEVICE, dtype, named
 
 
 def cases() -> Iterator[Case]:
     if DEVICE.type != "cuda":
         return
-    kernels = [*([FLASH] if available_kernels() else []), "flex_attention"]
+    has_flash = dtype() != torch.float32 and available_kernels()
+    kernels = [*([FLASH] if has_flash else []), "flex_attention"]
     for make in (vision, prefill):
         for kernel in kernels:
             yield Case(
-                name=f"{kernel}, {make.__name__}",
+                name=f"{kernel}, {named(dtype())}, {make.__name__}",
                 arlow=make(kernel),
                 peer=make("sdpa"),
                 peer_name="Arlow with SDPA",

@@ -5,6 +5,7 @@ usage: python -m recipes.tiny.card build/tiny/seed-0
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sys
@@ -38,7 +39,7 @@ STEPS = {
     "eval-test": "scoring on the test split, with controls",
     "eval-unseen": "scoring on unseen pairs, with controls",
 }
-HERE = Path(__file__).parent  # seed-0.json: its accuracies, kept beside its log
+HERE = Path(__file__).parent  # with seed-0.json beside seed-0.log: the accuracies of that run
 PROBES = ("shape", "colour", "digit")  # what a linear probe reads
 PROBE_TRAIN, PROBE_TEST = 1500, 700  # pictures
 
@@ -48,7 +49,7 @@ def main(run: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(out)
     weights = out / "model.safetensors"
     scores = {split: json.loads((run / f"{split}.json").read_text(encoding="utf-8")) for split in ("test", "unseen")}
-    (HERE / f"{run.name}.json").write_text(json.dumps(accuracies(scores["test"]), indent=1) + "\n", encoding="utf-8")
+    keep_accuracies(run, scores["test"])
     here = machine()
     facts = {
         "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
@@ -60,7 +61,7 @@ def main(run: Path) -> None:
         "unseen": score_table(scores["unseen"]),
         "weak": weak_types(scores["test"]),
         "probes": probe_table(run),
-        "seeds": seeds_table(),
+        "seeds": seeds_table(fingerprint(run)),
         "products": products(run),
     }
     template = (HERE / "MODEL_CARD.template.md").read_text(encoding="utf-8")
@@ -103,7 +104,7 @@ def score_table(result: dict[str, Any]) -> str:
 def weak_types(result: dict[str, Any]) -> str:
     """The types of question that are answered right less than nine times in ten, the worst first."""
     weak = sorted((share, kind) for kind, share in accuracies(result).items() if share < 90 and kind != ALL)
-    return ", ".join(f"{kind} ({share:.0f} %)" for share, kind in weak) or "none"
+    return ", ".join(f"{kind} ({share:.1f} %)" for share, kind in weak) or "none"
 
 
 def accuracies(result: dict[str, Any]) -> dict[str, float]:
@@ -111,13 +112,24 @@ def accuracies(result: dict[str, Any]) -> dict[str, float]:
     return {kind: round(100 * line["accuracy"]["mean"], 1) for kind, line in result["summary"].items()}
 
 
-def seeds_table() -> str:
-    """A row per type of question: accuracy on the test split under every seed that was trained."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(HERE.glob("seed-*.json"))}
-    rows = [f"| Type | {' | '.join(found)} |", f"| --- |{' --- |' * len(found)}"]
-    kinds = dict.fromkeys(kind for run in found.values() for kind in run)
-    for kind in kinds:
-        cells = [f"{run[kind]:.1f}" if kind in run else "-" for run in found.values()]
+def fingerprint(run: Path) -> str:
+    """Tells the questions of one draw of the test split from those of another."""
+    return hashlib.sha256((run.parent / "data" / "test" / "data.jsonl").read_bytes()).hexdigest()[:16]
+
+
+def keep_accuracies(run: Path, result: dict[str, Any]) -> None:
+    """Beside the recipe, where the table of seeds finds them after the run is gone."""
+    kept = {"test": fingerprint(run), "accuracy": accuracies(result)}
+    (HERE / f"{run.name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def seeds_table(test: str) -> str:
+    """A row per type of question: accuracy under every seed that was asked the questions of this fingerprint."""
+    runs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in HERE.glob("seed-*.json")}
+    names = sorted((name for name, run in runs.items() if run["test"] == test), key=lambda name: int(name[5:]))
+    rows = [f"| Type | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    for kind in runs[names[0]]["accuracy"]:
+        cells = [f"{runs[name]['accuracy'][kind]:.1f}" for name in names]
         rows.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -85,11 +85,12 @@ def refuse_unknown(where: str, given: Iterable[str], known: Collection[str]) -> 
 def refuse_misspelt(where: str, given: Iterable[str], known: Collection[str]) -> None:
     """Raise `TypeError` for the first keyword of `given` that is nearly one of `known`, for a place that must let
     keywords of other libraries pass. Tokens of a model have names of their own: `boi_token` is no slip of `bos_token`.
+    What begins with an underscore is Transformers' own and passes, too.
     """
     for key in given:
         cutoff = 0.9 if key.endswith("_token") else 0.8
-        own = key in known or key.startswith("_")  # Transformers' own begin so; to look for likenesses takes a while
-        if not own and difflib.get_close_matches(key, known, n=1, cutoff=cutoff):
+        passes = key in known or key.startswith("_")  # to look for likenesses takes a while
+        if not passes and difflib.get_close_matches(key, known, n=1, cutoff=cutoff):
             refuse_unknown(where, [key], known)
 
 

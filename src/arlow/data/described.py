@@ -103,7 +103,7 @@ def described_pair(rng: random.Random, split: str, most: int) -> Described:
             continue
         *scenes, thing = drawn
         first, second = (describe_scene(scene, 2) for scene in scenes)
-        if (first == second) == (change is None):  # a small move may leave the words as they are
+        if (first == second) == (change is None):
             break
     turns = [*pair_turns(rng, scenes, thing, change).values()]
     rng.shuffle(turns)

@@ -1,6 +1,6 @@
 """Questions about scenes of shapes, and their answers. Only what is certain is asked: a question whose answer could be
-argued about (nearly as large, diagonally placed) is never an option. The places in a working are only where the model
-looked: by thirds of the picture, also near their borders.
+argued about (nearly as large, diagonally placed) is never an option. The places in a working are by thirds of the
+picture, also near their borders, and settle the answer that follows from them.
 
 Each `*_options` function gives every question of one type that a scene allows. Wordings stand in `WORDINGS`; the
 answer's form is the same for all wordings of a type.

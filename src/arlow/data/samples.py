@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -306,7 +307,11 @@ def draw_story_about(rng: random.Random, split: str, kind: str | None) -> Story:
         if not pairs:
             pairs = [rng.choice([pair for pair in allowed if colour == pair[1]])]
         pairs = [rng.choice(pairs)]
-    return draw_story(rng, pairs, direction=direction, size=size)
+    while True:
+        story = draw_story(rng, pairs, direction=direction, size=size)
+        seen = [colour for colour, _ in itertools.groupby(colours_over_time(story).split())]
+        if seen == [*story.colours]:  # of a long slow clip two looks can lie on both sides of a short colour
+            return story
 
 
 # Captions and text

@@ -92,21 +92,23 @@ def compare(before: Scene, after: Scene) -> str:
     lines = []
     for one, words in first.items():
         then = second.get(becomes.get(one, one))
-        both = zip(words, then, strict=True) if then else ()
-        lines.append(", ".join(beside(*pair) for pair in both) or f"{words[0]} nothing number")
+        if then is None:
+            lines.append(f"{words[0]} nothing number")
+        else:
+            lines.append(", ".join(map(with_verdict, words, then)))
     lines += [f"nothing {second[one][0]} number" for one in new[len(becomes) :]]
     # The numbers are for the tokenizer, too: with a word in front, each of the words compared is " red", never "red".
     return "; ".join(f"{number} {line}" for number, line in enumerate(lines, start=1))
 
 
-def beside(one: str, other: str) -> str:
+def with_verdict(one: str, other: str) -> str:
     """Two words and whether they are the same: "red red same", "star circle other"."""
     return f"{one} {other} {'same' if one == other else 'other'}"
 
 
 def side_by_side(one: Pair, other: Pair) -> str:
     """Two things by colour and by shape: "colour red red same, shape star circle other"."""
-    return f"colour {beside(one[1], other[1])}, shape {beside(one[0], other[0])}"
+    return f"colour {with_verdict(one[1], other[1])}, shape {with_verdict(one[0], other[0])}"
 
 
 def draw_change(rng: random.Random, split: str, change: str | None) -> tuple[Scene, Scene, Thing] | None:
