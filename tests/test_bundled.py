@@ -176,7 +176,7 @@ def test_pictures_by_another_program(bundled):
 
 @pytest.mark.slow
 def test_lora_learns_a_word(bundled, tmp_path):
-    """LoRA on eighty pictures, in under two minutes: squares are called "blip" now, the others as before."""
+    """LoRA on eighty pictures, in under two minutes: squares are called "dax" now, the others as before."""
     from arlow.data.sample import picture_of
     from arlow.data.scenes import allowed_pairs, draw_scene
     from arlow.training import train
@@ -192,16 +192,16 @@ def test_lora_learns_a_word(bundled, tmp_path):
         turns = [[{"role": "user", "content": [{"type": "image", "image": each}, text]}] for each in pictures]
         return demo.ask(model, bundled[1], turns)[0]
 
-    with (tmp_path / "blips.jsonl").open("w", encoding="utf-8") as file:
+    with (tmp_path / "daxes.jsonl").open("w", encoding="utf-8") as file:
         for number in range(80):
             picture, shape = draw()
             picture.save(tmp_path / f"{number}.png")
             content = [{"type": "image", "path": f"{number}.png"}, {"type": "text", "text": "What shape is this?"}]
-            answer = {"role": "assistant", "content": "blip" if shape == "square" else shape}
+            answer = {"role": "assistant", "content": "dax" if shape == "square" else shape}
             file.write(json.dumps({"messages": [{"role": "user", "content": content}, answer]}) + "\n")
     began = time.monotonic()
     folder = train(
-        "finetune", model=arlow.bundled_checkpoint(), data=tmp_path / "blips.jsonl", output_dir=tmp_path / "run",
+        "finetune", model=arlow.bundled_checkpoint(), data=tmp_path / "daxes.jsonl", output_dir=tmp_path / "run",
         lora={"r": 8}, max_steps=40, batch_size=8, learning_rate=3e-3,
     )  # fmt: skip
     assert time.monotonic() - began < 120
@@ -210,8 +210,8 @@ def test_lora_learns_a_word(bundled, tmp_path):
     unseen = [draw() for _ in range(80)]
     pictures, shapes = [picture for picture, _ in unseen], [shape for _, shape in unseen]
     before, after = ask(bundled[0], pictures), ask(student, pictures)
-    assert "blip" not in before
-    wanted = ["blip" if shape == "square" else shape for shape in shapes]
+    assert "dax" not in before
+    wanted = ["dax" if shape == "square" else shape for shape in shapes]
     right = [answer == word for answer, word in zip(after, wanted, strict=True)]
-    assert np.mean([mark for mark, word in zip(right, wanted, strict=True) if word == "blip"]) >= 0.9
+    assert np.mean([mark for mark, word in zip(right, wanted, strict=True) if word == "dax"]) >= 0.9
     assert np.mean(right) >= 0.9

@@ -13,7 +13,7 @@ from arlow.data.samples import MAKERS
 
 
 FOLDER = Path(__file__).parents[2] / "src" / "arlow" / "demo_media"
-SEED = 2026
+SEED = 2027
 WANTED = {  # task: types of question
     "picture": ["shape", "colour", "count", "larger", "position"],
     "digit": ["digit"],
