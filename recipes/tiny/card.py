@@ -40,7 +40,7 @@ STEPS = {
     "eval-test": "scoring on the test split, with controls",
     "eval-unseen": "scoring on unseen pairs, with controls",
 }
-HERE = Path(__file__).parent  # with seed-0.json beside seed-0.log: the accuracies of that run
+HERE = Path(__file__).parent  # accuracies are kept there, seed-0.json beside seed-0.log: runs in build/ do not last
 PROBES = ("shape", "colour", "digit")  # what a linear probe reads
 PROBE_TRAIN, PROBE_TEST = 1500, 700  # pictures
 
@@ -50,7 +50,12 @@ def main(run: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(out)
     weights = out / "model.safetensors"
     scores = {split: json.loads((run / f"{split}.json").read_text(encoding="utf-8")) for split in ("test", "unseen")}
-    keep_accuracies(run, scores["test"])
+    questions = fingerprint(run)
+    kept = {
+        "test": questions,
+        "accuracy": {kind: round(share, 1) for kind, share in accuracies(scores["test"]).items()},
+    }
+    (HERE / f"{run.name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     here = machine()
     facts = {
         "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
@@ -62,7 +67,7 @@ def main(run: Path) -> None:
         "unseen": score_table(scores["unseen"]),
         "weak": weak_types(scores["test"]),
         "probes": probe_table(run),
-        "seeds": seeds_table(fingerprint(run)),
+        "seeds": seeds_table(questions),
         "products": products(run),
     }
     template = (HERE / "MODEL_CARD.template.md").read_text(encoding="utf-8")
@@ -110,7 +115,7 @@ def weak_types(result: dict[str, Any]) -> str:
 
 def accuracies(result: dict[str, Any]) -> dict[str, float]:
     """Per cent of right answers by type of question."""
-    return {kind: round(100 * line["accuracy"]["mean"], 1) for kind, line in result["summary"].items()}
+    return {kind: 100 * line["accuracy"]["mean"] for kind, line in result["summary"].items()}
 
 
 def fingerprint(run: Path) -> str:
@@ -118,16 +123,12 @@ def fingerprint(run: Path) -> str:
     return hashlib.sha256((run.parent / "data" / "test" / "data.jsonl").read_bytes()).hexdigest()[:16]
 
 
-def keep_accuracies(run: Path, result: dict[str, Any]) -> None:
-    """Beside the recipe, where the table of seeds finds them after the run is gone."""
-    kept = {"test": fingerprint(run), "accuracy": accuracies(result)}
-    (HERE / f"{run.name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-
-
 def seeds_table(test: str) -> str:
     """A row per type of question: accuracy under every seed that was asked the questions of this fingerprint."""
     runs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in HERE.glob("seed-*.json")}
-    names = sorted((name for name, run in runs.items() if run["test"] == test), key=lambda name: int(name[5:]))
+    names = sorted(
+        (name for name, run in runs.items() if run["test"] == test), key=lambda name: int(name.removeprefix("seed-"))
+    )
     rows = [f"| Type | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
     for kind in runs[names[0]]["accuracy"]:
         cells = [f"{runs[name]['accuracy'][kind]:.1f}" for name in names]

@@ -113,7 +113,7 @@ def _item_tokens(sides: list[tuple[int, int]], device: torch.device, kept: torch
     advance = torch.zeros_like(index)
     advance[ends - 1] = torch.maximum(rows, columns)
     width = columns[item]
-    row = index // width  # a division costs as much as everything else here: the column does without
+    row = index // width  # integers divide slowly on a CPU: the column does without
     return torch.stack((advance, row, index - row * width))
 
 

@@ -171,23 +171,26 @@ def is_larger(first: Thing, second: Thing) -> bool:
     return first.area > LARGER_AREA * second.area and first.radius > LARGER_RADIUS * second.radius
 
 
+def projected(dx: float, dy: float, side: str) -> tuple[float, float]:
+    """How far a step of (dx, dy) goes to that side, and how far across."""
+    across, down = SIDES[side]
+    return across * dx + down * dy, abs(down * dx + across * dy)
+
+
 def is_beside(first: Thing, second: Thing, side: str, *, straight: float = 1.0) -> bool | None:
     """Whether `first` is left of (right of, above, below) `second`, `straight` times as far that way as across; None
     when it could be argued about."""
-    across, down = SIDES[side]
-    along = across * (first.x - second.x) + down * (first.y - second.y)
-    off = abs(down * (first.x - second.x) + across * (first.y - second.y))
+    along, off = projected(first.x - second.x, first.y - second.y, side)
     if along >= first.radius + second.radius and along >= straight * off:
         return True
     return False if along <= 0.02 * max(first.radius, second.radius) else None
 
 
-def thirds_beside(scene: Scene, first: Thing, second: Thing, side: str) -> tuple[int, int]:
+def thirds_beside(scene: Scene, first: Thing, second: Thing, side: str) -> tuple[float, float]:
     """How many thirds of the picture `first` is left of (right of, above, below) `second`, and how many across."""
-    across, down = SIDES[side]
     columns = third(first.x / scene.width) - third(second.x / scene.width)
     rows = third(first.y / scene.height) - third(second.y / scene.height)
-    return across * columns + down * rows, abs(down * columns + across * rows)
+    return projected(columns, rows, side)
 
 
 def position_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
