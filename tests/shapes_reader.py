@@ -135,6 +135,27 @@ KEPT = re.compile(rf"{SPOT} {SPOT} {WORD}, {WORD} {WORD} {WORD}, {WORD} {WORD} {
 GONE = re.compile(rf"{SPOT} nothing number|nothing {SPOT} number")
 
 
+def looked_over(working: str, question: str) -> list[tuple[str, bool | None]]:
+    """What a working that goes over a whole picture says of each shape: "red circle top left" ("red shape top left",
+    if its colour said enough), and whether it is what the question asks for (None: the question asks for all). The
+    words compared stand side by side with the right verdict behind them, and are those of the question."""
+    found: list[tuple[str, bool | None]] = []
+    for part in working.split(", "):
+        spot, rest = re.fullmatch(rf"{SPOT} ((?:{'|'.join(COLOUR_WORDS + SHAPE_WORDS)}).*)", part).groups()
+        words = rest.split()
+        colours, shapes = ([word for word in words if word in known] for known in (COLOUR_WORDS, SHAPE_WORDS))
+        asked = {*colours[1:], *shapes[1:]}
+        assert all(word in question.lower() for word in asked), (working, question)
+        verdict = None
+        if asked:
+            verdict = colours[0] == colours[-1] and shapes[:1] == shapes[-1:]
+            assert words[-1] == ("same" if verdict else "other"), working
+            assert words[-3:-1] in (colours, shapes), working
+        assert len(words) == len(colours) + len(shapes) + bool(asked), working
+        found.append((f"{colours[0]} {shapes[0] if shapes else 'shape'} {spot}", verdict))
+    return found
+
+
 def compared(working: str) -> list[tuple[str, str]]:
     """What a comparison of two pictures says of each shape, in the first and in the second: "red circle top left", or
     "shape left" where it is in one of them only, and "" in the other. Its verdicts are those of the words."""

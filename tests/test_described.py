@@ -8,7 +8,7 @@ import re
 from collections import Counter
 
 import pytest
-from shapes_reader import compared
+from shapes_reader import compared, looked_over
 
 from arlow.data.captions import PLACES
 from arlow.data.described import described_clip, described_pair, described_scene, make_described
@@ -58,9 +58,10 @@ def test_what_is_asked_is_told(seed: int) -> None:
         assert 1 <= len(things) <= 4 and len({thing[3] for thing in things}) == len(things)
         for turn in turns:
             found = asked_about(turn.question, things)
+            if turn.type in ("count", "exists", "colour", "shape"):
+                check_over(turn, things, found)
             if turn.type == "count":
                 assert turn.answer == str(len(found)), (description, turn)
-                assert turn.working == inventory(found), (description, turn)
             elif turn.type in ("side", "position_yes_no"):
                 check_sides(turn, things)
             elif turn.type == "exists":
@@ -76,6 +77,15 @@ def test_what_is_asked_is_told(seed: int) -> None:
                 assert turn.answer in {f"the {thing[1]} {thing[2]}" for thing in things}, (description, turn)
             elif turn.type == "larger":
                 assert len({thing[0] for thing in things}) > 1, (description, turn)
+
+
+def check_over(turn: Turn, things: list, found: list) -> None:
+    """The working names everything that the words name, in their order, and picks what is asked for."""
+    told = looked_over(turn.working, turn.question)
+    assert len(told) == len(things), (things, turn)
+    for (words, verdict), thing in zip(told, things, strict=True):
+        assert words in (inventory([thing]), f"{thing[1]} shape {spot(thing[3])}"), (things, turn)
+        assert verdict in (None, thing in found), (things, turn)
 
 
 def check_sides(turn: Turn, things: list) -> None:

@@ -13,10 +13,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from shapes_reader import Seen, answer, colour_word, compared, is_at, place_word, read_picture, size_word, the_one
+from shapes_reader import (
+    Seen,
+    answer,
+    colour_word,
+    compared,
+    is_at,
+    looked_over,
+    place_word,
+    read_picture,
+    size_word,
+    the_one,
+)
 
 from arlow.data import make_sample, samples, scenes
 from arlow.data.digits import digit_mask, load_scans, scans_of
+from arlow.data.questions import Turn
 from arlow.data.sample import Clip, Picture, Sample
 from arlow.data.sheets import draw_sheet
 from arlow.media import load_picture
@@ -74,10 +86,7 @@ def test_picture_answers_are_what_the_pixels_show(clean: None, split: str) -> No
             if turn.type in PICTURE_TYPES:
                 asked[turn.type] += 1
                 assert answer(turn.question, seen) == turn.answer, (seed, turn, seen)
-                parts = turn.working.split(", ") if turn.working else []
-                assert all(is_at(part, seen, *shape) for part in parts), (seed, turn, seen)
-                wanted = {"count": turn.answer, "side": "2", "position_yes_no": "2"}.get(turn.type, "0")
-                assert len(parts) == int(wanted), (seed, turn)
+                check_working(turn, seen, *shape)
             elif turn.type in CLUES:
                 asked[turn.type] += 1
                 assert CLUES[turn.type](the_one(turn.question.lower(), seen), *shape) == turn.answer, (
@@ -87,6 +96,31 @@ def test_picture_answers_are_what_the_pixels_show(clean: None, split: str) -> No
                 )
     assert set(asked) == (PICTURE_TYPES | {*CLUES} if split == "train" else PICTURE_TYPES)
     assert min(asked.values()) >= 20
+
+
+def check_working(turn: Turn, seen: list[Seen], *size: int) -> None:
+    """What stands before an answer is where it says, is all of the picture where all is gone over, and settles it."""
+    if turn.type in ("larger", "side", "position_yes_no"):
+        parts = turn.working.split(", ") if turn.working else []
+        assert len(parts) == (0 if turn.type == "larger" else 2), turn
+    elif turn.type == "position" or turn.answer == "nothing":
+        seat, _, others = turn.working.partition("; ")
+        words = [part.split() for part in others.split(", ") if part]
+        parts = [seat, *(" ".join([*line[-3:-1], *line[:-3]]) for line in words)]
+        there = [f"the {line[-3]} {line[-2]}" for line in words if line[-1] != "other"]
+        assert {line[-1] for line in words} <= {"other", "left", "right", "above", "below"}, turn
+        assert len(parts) == len(seen) and there == ([] if turn.answer == "nothing" else [turn.answer]), turn
+    else:
+        found = looked_over(turn.working, turn.question)
+        parts = [part for part, _ in found]
+        assert len(parts) == len(seen), turn
+        wanted = [part.split()[:2] for part, verdict in found if verdict is not False]
+        if turn.type in ("shape", "colour"):
+            assert [pair[turn.type == "shape"] for pair in wanted] == [turn.answer], turn
+        else:
+            told = {"count": str(len(wanted)), "exists": "yes" if wanted else "no"}
+            assert turn.answer == told[turn.type] if turn.type in told else not wanted, turn
+    assert all(is_at(part, seen, *size) for part in parts), (turn, seen)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 3), (1, 1)])
@@ -180,7 +214,7 @@ def check_clues(sample: Sample) -> None:
         seen = first if "first" in words else second
         shape = sizes[0 if "first" in words else 1]
         if turn.type == "inventory":
-            parts = turn.answer.split(", ")
+            parts = [part for part, _ in looked_over(turn.answer, turn.question)]
             assert all(is_at(part, seen, *shape) for part in parts), turn
             names = sorted(" ".join(part.split()[:2]) for part in parts)
             assert names == sorted(f"{one.colour} {one.shape}" for one in seen), turn

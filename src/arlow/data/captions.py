@@ -56,11 +56,6 @@ def place_of(x: float, y: float, width: float, height: float) -> str:
     return PLACES[third(x / width), third(y / height)]
 
 
-def at_place(scene: Scene, thing: Thing, name: str | None = None) -> str:
-    """What is where, as the working of an answer says it: "red circle top left"."""
-    return f"{name or name_of(thing)} {spot_of(scene, thing)}"
-
-
 def spot_of(scene: Scene, thing: Thing) -> str:
     """Where something is, by thirds of the picture, in as few words as can be: "top left"."""
     return place_of(thing.x, thing.y, scene.width, scene.height).split(" ", 2)[2]

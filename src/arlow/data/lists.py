@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from .captions import PLACES, name_of, place_of, size_word
-from .questions import SIDES, Turn, is_beside, names_of
+from .questions import SIDES, Name, Turn, fits, is_beside, names_of
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
 from .wordings import LIST, vary
 
@@ -18,7 +18,6 @@ FACTS: dict[str, Callable[[Scene, Thing], str]] = {
     "place": lambda scene, thing: place_of(thing.x, thing.y, scene.width, scene.height),
     "size": lambda scene, thing: size_word(thing.radius),
 }
-Name = tuple[str | None, str | None]  # shape and colour; None: any
 
 
 def draw_list(rng: random.Random, scene: Scene, allowed: Sequence[Pair], *, is_told: bool = False) -> Turn:
@@ -91,8 +90,7 @@ def draw_names(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> lis
 
 
 def fitting(scene: Scene, name: Name) -> list[Thing]:
-    shape, colour = name
-    return [one for one in scene.things if shape in (None, one.shape) and colour in (None, one.colour)]
+    return [thing for thing in scene.things if fits(name, thing)]
 
 
 def words(name: Name) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ..bundled import ANSWER_AFTER
-from .captions import at_place, certain_place, certain_size, in_reading_order, third
+from .captions import certain_place, certain_size, in_reading_order, name_of, spot_of, third
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
 from .wordings import article, ask
 
@@ -45,6 +45,8 @@ class Option:
     asks: frozenset = frozenset()
 
 
+Name = tuple[str | None, str | None]  # shape and colour; None: any
+ANY: Name = (None, None)
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "star": "stars"}
 LARGER_AREA, LARGER_RADIUS = 1.5, 1.15  # both must differ by this before one shape is called larger
 SIDES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -72,6 +74,40 @@ def names_of(things: Sequence[Thing], index: int) -> dict[str, frozenset]:
     return names
 
 
+def fits(name: Name, thing: Thing) -> bool:
+    """Whether the shape and the colour of a name, as far as it has them, are those of the thing."""
+    return name[0] in (None, thing.shape) and name[1] in (None, thing.colour)
+
+
+# Workings
+
+
+def with_verdict(one: str, other: str) -> str:
+    """Two words and whether they are the same: "red red same", "star circle other". Equality is learned in hundreds of
+    steps where the two stand side by side with the verdict right after them, and otherwise not in thousands."""
+    return f"{one} {other} {'same' if one == other else 'other'}"
+
+
+def looked_over(scene: Scene, name: Name = ANY) -> str:
+    """Everything in reading order, its place first, each beside the name that is looked for: "top left star red blue
+    other, middle circle blue blue same"; without one: "top left red star, middle blue circle". All are told whatever
+    is looked for, so that none is taken for another that is half like it."""
+    things = in_reading_order(scene)
+    return ", ".join(f"{spot_of(scene, thing)} {beside_name(thing, name)}" for thing in things)
+
+
+def beside_name(thing: Thing, name: Name) -> str:
+    """What a thing is, with the verdict on a name: of a colour and a shape the colour first, the shape if it is that
+    colour."""
+    shape, colour = name
+    if colour is None:
+        return name_of(thing) if shape is None else f"{thing.colour} {with_verdict(thing.shape, shape)}"
+    verdict = with_verdict(thing.colour, colour)
+    if shape is None:
+        return f"{thing.shape} {verdict}"
+    return verdict if thing.colour != colour else f"{colour} {colour} {with_verdict(thing.shape, shape)}"
+
+
 # Options of a scene, by type
 
 
@@ -82,11 +118,13 @@ def shape_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> 
     for index, thing in enumerate(things):
         fact = frozenset({("shape", index)})
         if len(things) == 1:
-            options.append(Option(Turn("shape", ask(rng, "shape_alone"), thing.shape), fact, fact))
+            turn = Turn("shape", ask(rng, "shape_alone"), thing.shape, looked_over(scene))
+            options.append(Option(turn, fact, fact))
         if sum(other.colour == thing.colour for other in things) == 1:
             name = f"the {thing.colour} " + rng.choice(["one", "object", "thing"])
             tells = fact | {("colour", index)}
-            options.append(Option(Turn("shape", ask(rng, "shape", name), thing.shape), tells, fact))
+            working = looked_over(scene, (None, thing.colour))
+            options.append(Option(Turn("shape", ask(rng, "shape", name), thing.shape, working), tells, fact))
     return options
 
 
@@ -97,10 +135,12 @@ def colour_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) ->
     for index, thing in enumerate(things):
         fact = frozenset({("colour", index)})
         if len(things) == 1:
-            options.append(Option(Turn("colour", ask(rng, "colour_alone"), thing.colour), fact, fact))
+            turn = Turn("colour", ask(rng, "colour_alone"), thing.colour, looked_over(scene))
+            options.append(Option(turn, fact, fact))
         if sum(other.shape == thing.shape for other in things) == 1:
             tells = fact | {("shape", index)}
-            options.append(Option(Turn("colour", ask(rng, "colour", f"the {thing.shape}"), thing.colour), tells, fact))
+            question, working = ask(rng, "colour", f"the {thing.shape}"), looked_over(scene, (thing.shape, None))
+            options.append(Option(Turn("colour", question, thing.colour, working), tells, fact))
     return options
 
 
@@ -111,30 +151,22 @@ def count_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> 
     pairs = {thing.pair for thing in things}
     gone = [pair for pair in allowed if pair not in pairs and pair[1] not in doubtful]
     colours = {thing.colour for thing in things} | ({rng.choice(COLOURS)} - doubtful)
-    words: list[tuple[str, object]] = [(rng.choice(["shapes", "objects"]), "all")] * 3
-    words += [(PLURALS[shape], shape) for shape in SHAPES]
-    words += [(f"{colour} shapes", colour) for colour in sorted(colours)]
+    words: list[tuple[str, Name]] = [(rng.choice(["shapes", "objects"]), ANY)] * 3
+    words += [(PLURALS[shape], (shape, None)) for shape in SHAPES]
+    words += [(f"{colour} shapes", (None, colour)) for colour in sorted(colours)]
     words += [
         (f"{colour} {PLURALS[shape]}", (shape, colour)) for shape, colour in [*sorted(pairs), *rng.sample(gone, 2)]
     ]
     options = []
-    for word, what in words:
-        counted = [
-            index for index, thing in enumerate(things) if what in ("all", thing.shape, thing.colour, thing.pair)
-        ]
-        fact = frozenset({("count", what)})
-        tells = fact | {("exists", what)}
+    for word, name in words:
+        counted = [index for index, thing in enumerate(things) if fits(name, thing)]
+        fact = frozenset({("count", name)})
+        tells: frozenset = fact | {("exists", name)}
         # What takes a further step from there (other counts, sides) may still be asked.
         tells |= {(kind, index) for index in counted for kind in ("shape", "colour", "place")}
-        working = inventory(scene, counted)
-        options.append(Option(Turn("count", ask(rng, "count", word), str(len(counted)), working), tells, fact))
+        turn = Turn("count", ask(rng, "count", word), str(len(counted)), looked_over(scene, name))
+        options.append(Option(turn, tells, fact))
     return options
-
-
-def inventory(scene: Scene, indices: Collection[int] | None = None) -> str:
-    """The shapes, or those at `indices`, in reading order: "red circle top left, blue star middle"."""
-    chosen = scene.things if indices is None else [scene.things[index] for index in indices]
-    return ", ".join(at_place(scene, thing) for thing in in_reading_order(replace(scene, things=tuple(chosen))))
 
 
 def doubtful_colours(scene: Scene) -> set[str]:
@@ -207,9 +239,26 @@ def position_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) 
             name = rng.choice([*names])
             question = ask(rng, "position", rng.choice(SIDE_WORDS[side]), name)
             facts = frozenset({("shape", found), ("colour", found)})
-            turn = Turn("position", question, full_name(things[found]))
+            turn = Turn("position", question, full_name(things[found]), seen_from(scene, index, name, side))
             options.append(Option(turn, names[name] | facts | {("side", frozenset((index, found)))}, facts))
     return options
+
+
+def seen_from(scene: Scene, index: int, name: str, side: str) -> str:
+    """Where the shape of this index is, which the question calls `name`, and what else there is, each with the side if
+    it lies there: "star middle; left blue circle left, bottom red square other"."""
+    seat, word = scene.things[index], side.removesuffix(" of")
+    others = [
+        f"{spot_of(scene, thing)} {name_of(thing)} {word if is_beside(thing, seat, side) else 'other'}"
+        for thing in in_reading_order(scene)
+        if thing is not seat
+    ]
+    return "; ".join([at_place(scene, seat, name), *filter(None, [", ".join(others)])])
+
+
+def at_place(scene: Scene, thing: Thing, name: str) -> str:
+    """Where a shape is, under the name that a question gives it: "red shape top left" for "the red shape"."""
+    return f"{name.removeprefix('the ')} {spot_of(scene, thing)}"
 
 
 def side_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
@@ -256,7 +305,7 @@ def position_yes_no_options(rng: random.Random, scene: Scene, allowed: Sequence[
 def both_places(scene: Scene, names: dict[int, str]) -> tuple[str, frozenset]:
     """Where shapes are, by index, under the names of the question ("red shape top left, star middle"), and what that
     tells."""
-    parts = [at_place(scene, scene.things[index], name.removeprefix("the ")) for index, name in names.items()]
+    parts = [at_place(scene, scene.things[index], name) for index, name in names.items()]
     return ", ".join(parts), frozenset(("place", index) for index in names)
 
 
@@ -271,29 +320,26 @@ def exists_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) ->
     # Sorted: a set of words has another order in every process.
     shapes, colours = sorted({thing.shape for thing in things}), sorted({thing.colour for thing in things})
     pairs = sorted({thing.pair for thing in things})
-    present: list[tuple[str, object]] = [(article(f"{c} {s}"), (s, c)) for s, c in pairs]
-    present += [(article(shape), shape) for shape in shapes]
-    present += [(of_colour(rng, colour, scene), colour) for colour in colours]
+    present: list[tuple[str, Name]] = [(article(f"{c} {s}"), (s, c)) for s, c in pairs]
+    present += [(article(shape), (shape, None)) for shape in shapes]
+    present += [(of_colour(rng, colour, scene), (None, colour)) for colour in colours]
     misses = [
         pair for pair in allowed
         if pair not in pairs and pair[1] not in doubtful and (pair[0] in shapes or pair[1] in colours)
     ]  # fmt: skip
-    absent: list[tuple[str, object]] = [(article(f"{c} {s}"), (s, c)) for s, c in misses]
+    absent: list[tuple[str, Name]] = [(article(f"{c} {s}"), (s, c)) for s, c in misses]
     absent = rng.sample(absent, min(len(absent), 4))
-    absent += [(article(shape), shape) for shape in SHAPES if shape not in shapes]
+    absent += [(article(shape), (shape, None)) for shape in SHAPES if shape not in shapes]
     gone = [colour for colour in COLOURS if colour not in colours and colour not in doubtful]
-    absent += [(of_colour(rng, colour, scene), colour) for colour in rng.sample(gone, 2)]
+    absent += [(of_colour(rng, colour, scene), (None, colour)) for colour in rng.sample(gone, 2)]
     options = []
-    for words, what, truth in [(*item, True) for item in present] + [(*item, False) for item in absent]:
+    for words, name, truth in [(*item, True) for item in present] + [(*item, False) for item in absent]:
         facts = {
-            (kind, index)
-            for index, thing in enumerate(things)
-            for kind in ("shape", "colour")
-            if truth and what in (thing.pair, thing.shape, thing.colour)
+            (kind, index) for index, thing in enumerate(things) for kind in ("shape", "colour") if fits(name, thing)
         }
-        turn = Turn("exists", ask(rng, "exists", words), yes_no(truth))
-        asks = frozenset(facts) | {("exists", what)}
-        options.append(Option(turn, asks if truth else asks | {("count", what)}, asks))
+        turn = Turn("exists", ask(rng, "exists", words), yes_no(truth), looked_over(scene, name))
+        asks = frozenset(facts) | {("exists", name)}
+        options.append(Option(turn, asks if truth else asks | {("count", name)}, asks))
     return sorted(options, key=lambda option: option.turn.answer + option.turn.question)
 
 
@@ -307,17 +353,20 @@ def absent_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) ->
     """Questions that take for granted what is not so: the colour or shape of something absent, what lies on a side
     where nothing does."""
     things, options = scene.things, []
-    for shape in SHAPES:
-        if all(thing.shape != shape for thing in things):
-            fact = frozenset({("exists", shape)})
-            turn = Turn("absent", ask(rng, "colour", f"the {shape}"), f"there is no {shape}")
-            options.append(Option(turn, fact | {("count", shape)}, fact))
-    for colour in COLOURS:
-        if all(thing.colour != colour for thing in things) and colour not in doubtful_colours(scene):
-            fact = frozenset({("exists", colour)})
-            name = f"the {colour} " + rng.choice(["one", "object", "thing"])
-            turn = Turn("absent", ask(rng, "shape", name), f"there is no {colour} shape")
-            options.append(Option(turn, fact | {("count", colour)}, fact))
+    gone: list[Name] = [(shape, None) for shape in SHAPES]
+    gone += [(None, colour) for colour in COLOURS if colour not in doubtful_colours(scene)]
+    for missing in gone:
+        if any(fits(missing, thing) for thing in things):
+            continue
+        shape, colour = missing
+        if shape is not None:
+            question, answer = ask(rng, "colour", f"the {shape}"), f"there is no {shape}"
+        else:
+            words = f"the {colour} " + rng.choice(["one", "object", "thing"])
+            question, answer = ask(rng, "shape", words), f"there is no {colour} shape"
+        fact = frozenset({("exists", missing)})
+        turn = Turn("absent", question, answer, looked_over(scene, missing))
+        options.append(Option(turn, fact | {("count", missing)}, fact))
     for index, thing in enumerate(things):
         names = names_of(things, index)
         others = [other for other in range(len(things)) if other != index]
@@ -326,7 +375,8 @@ def absent_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) ->
                 name = rng.choice([*names])
                 question = ask(rng, "position", rng.choice(SIDE_WORDS[side]), name)
                 sides = frozenset(("side", frozenset((index, other))) for other in others)
-                options.append(Option(Turn("absent", question, "nothing"), names[name] | sides, sides))
+                turn = Turn("absent", question, "nothing", seen_from(scene, index, name, side))
+                options.append(Option(turn, names[name] | sides, sides))
     return options
 
 
@@ -381,6 +431,8 @@ SCENE_ANSWERS: dict[str, tuple[str, ...]] = {
 
 
 MOST_OF_TYPE = {"absent": 1, "count": 2, "exists": 2}  # turns of types that any scene allows
+LOOKED_OVER = ("shape", "colour", "count", "exists", "absent", "position")  # types whose working tells everything
+MOST_LOOKED_OVER = 2  # turns of these: what was said once is only repeated, and nothing is seen for it
 MOST_OF_OTHERS = 3  # turns of each other type in a conversation
 FREE = 0.3  # share of conversations that also ask what earlier answers settle
 RARITY = {"0": 0.4, "1": 0.5, "nothing": 6.0}  # weights of these answers, to others 1
@@ -406,6 +458,7 @@ def pick_turns(
             kind: [option for option in pool if option.turn.question not in asked and not option.asks & told]
             for kind, pool in pools.items()
             if used[kind] < MOST_OF_TYPE.get(kind, MOST_OF_OTHERS)
+            and not (kind in LOOKED_OVER and sum(used[one] for one in LOOKED_OVER) >= MOST_LOOKED_OVER)
         }
         kinds = [
             kind for kind, pool in fresh.items() if pool and not {one.turn.answer for one in pool} < {"yes", "no"}

@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "tiny": {
         "train": {"picture": 26000, "digit": 9000, "clip": 10000, "two_images": 13000, "image_and_clip": 5000,
                   "text": 18000, "caption": 10000, "sheet": 40000, "single": 30000, "spot": 14000,
-                  "grid": 20000, "list": 14000, "plain_list": 14000, "plain_picture": 16000, "plain_two_images": 8000,
+                  "grid": 20000, "list": 4000, "plain_list": 2000, "plain_picture": 16000, "plain_two_images": 8000,
                   "plain_text": 8000, "described": 60000, "texts": 60000},
         "validation": {"picture": 450, "digit": 150, "clip": 280, "two_images": 200, "image_and_clip": 80,
                        "text": 280, "caption": 100, "sheet": 300, "grid": 100, "single": 200, "spot": 100,

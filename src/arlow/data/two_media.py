@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .captions import certain_place, in_reading_order, spot_of
 from .clips import DIRECTIONS, draw_story, render_story
-from .questions import Turn, full_name, inventory
+from .questions import Turn, full_name, looked_over, with_verdict
 from .sample import Clip, Picture, Sample, draw_side, film, in_turn, picture_of, shoot
 from .scenes import (
     LINE,
@@ -64,7 +64,7 @@ def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change
         if all(sum(one.pair == thing.pair for one in scene.things) <= 1 for scene in scenes):
             turns[which] = Turn(which, ask(rng, which), full_name(thing))
     for scene, name in zip(scenes, ("first", "second"), strict=True):
-        shapes = inventory(scene)
+        shapes = looked_over(scene)
         turns[name] = Turn("inventory", ask(rng, "inventory", name), shapes)
         question = f"How many {rng.choice(['shapes', 'objects'])} are in the {name} picture?"
         turns[f"count {name}"] = Turn("count", vary(rng, question), str(len(scene.things)), shapes)
@@ -78,10 +78,7 @@ def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change
 
 def compare(before: Scene, after: Scene) -> str:
     """Shape by shape its place, colour and shape in the first picture and in the second: "1 top top same, red blue
-    other, star star same; 2 left nothing number".
-
-    The two words that are compared stand side by side and the verdict right after them: whether they are equal is
-    learned so in hundreds of steps, and otherwise not in thousands."""
+    other, star star same; 2 left nothing number"."""
     first, second = (
         {(one.pair, one.x, one.y): (spot_of(scene, one), one.colour, one.shape) for one in in_reading_order(scene)}
         for scene in (before, after)
@@ -99,11 +96,6 @@ def compare(before: Scene, after: Scene) -> str:
     lines += [f"nothing {second[one][0]} number" for one in new[len(becomes) :]]
     # The numbers are for the tokenizer, too: with a word in front, each of the words compared is " red", never "red".
     return "; ".join(f"{number} {line}" for number, line in enumerate(lines, start=1))
-
-
-def with_verdict(one: str, other: str) -> str:
-    """Two words and whether they are the same: "red red same", "star circle other"."""
-    return f"{one} {other} {'same' if one == other else 'other'}"
 
 
 def side_by_side(one: Pair, other: Pair) -> str:
@@ -182,8 +174,8 @@ def make_image_and_clip(rng: random.Random, split: str, most: int) -> Sample:
         shown.reverse()
     first = Turn("in_common", ask(rng, "in_common"), common, side_by_side(*shown))
     others = [
-        Turn("colour", vary(rng, "What colour is the shape in the picture?"), colour),
-        Turn("shape", vary(rng, "What shape is in the picture?"), shape),
+        Turn("colour", vary(rng, "What colour is the shape in the picture?"), colour, looked_over(scene)),
+        Turn("shape", vary(rng, "What shape is in the picture?"), shape, looked_over(scene)),
         Turn("video_colour", vary(rng, "What colour is the shape in the video?"), story.colours[0]),
         Turn("video_shape", vary(rng, "What shape is in the video?"), story.thing.shape),
     ]
