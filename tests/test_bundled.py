@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ def test_demo(capsys, tmp_path):
     assert len(questions) == 12 and "tokens/s" in shown
     assert {Path(name).suffix for row in questions for name in row["media"]} == {".png", ".jpg", ".mp4"}
     assert all(row["question"] in shown and name in shown for row in questions for name in row["media"])
+    assert shown.count("it read: ") >= 5  # and the answer is told apart from it
+    assert all(": " not in line for line in re.findall("answer: (.*?)   expected", shown))
     assert text.count("data:image/") + text.count("data:video/mp4") == sum(len(row["media"]) for row in questions)
 
 

@@ -434,6 +434,18 @@ def test_unseen_pairs_are_never_named_in_training() -> None:
         assert named == ((shape, colour) in SEEN_PAIRS), (shape, colour)
 
 
+def test_unseen_questions_name_unseen_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of what is asked by name names a held-out pair, in the question or in the answer."""
+    monkeypatch.setattr("arlow.data.sample.render", lambda *args: np.zeros((64, 64, 3), dtype=np.uint8))
+    named: dict[str, list[bool]] = defaultdict(list)
+    for seed in range(600):
+        (turn,) = make_sample("picture", split="unseen", seed=seed).turns
+        words = f"{turn.question} {turn.answer}".lower()
+        named[turn.type].append(any(f"{colour} {shape}" in words for shape, colour in UNSEEN_PAIRS))
+    for kind, least in {"exists": 0.5, "position": 0.6, "larger": 0.5}.items():
+        assert len(named[kind]) > 30 and np.mean(named[kind]) > least, (kind, np.mean(named[kind]))
+
+
 def test_unseen_pairs_cover_every_shape_and_leave_each_colour() -> None:
     """One pair of each shape is held out; every shape and every colour keeps most of its pairs."""
     assert {shape for shape, _ in UNSEEN_PAIRS} == set(SHAPES)

@@ -37,6 +37,7 @@ from arlow.video_reader import open_video
 
 PICTURE_TYPES = {"shape", "colour", "count", "larger", "position", "side", "position_yes_no", "exists", "absent"}
 CLUES = {"place": place_word, "size": size_word}  # asked in training only
+NAME = r".*?(circle|square|triangle|star|shape)"  # of a shape, at the beginning of what is said of it
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -107,13 +108,17 @@ def check_working(turn: Turn, seen: list[Seen], *size: int) -> None:
         seat, _, others = turn.working.partition("; ")
         words = [part.split() for part in others.split(", ") if part]
         parts = [seat, *(" ".join([*line[-3:-1], *line[:-3]]) for line in words)]
+        assert f"the {re.match(NAME, seat)[0]}" in turn.question.lower(), turn
         there = [f"the {line[-3]} {line[-2]}" for line in words if line[-1] != "other"]
-        assert {line[-1] for line in words} <= {"other", "left", "right", "above", "below"}, turn
-        assert len(parts) == len(seen) and there == ([] if turn.answer == "nothing" else [turn.answer]), turn
+        assert there == ([] if turn.answer == "nothing" else [turn.answer]), turn
+        (side,) = re.findall(r"\b(left|right|above|over|below|under)\b", turn.question.lower())
+        side = {"over": "above", "under": "below"}.get(side, side)
+        assert {line[-1] for line in words} <= {"other", side}, turn
+        assert is_all_of(parts, seen, *size, first=1), (turn, seen)
     else:
         found = looked_over(turn.working, turn.question)
         parts = [part for part, _ in found]
-        assert len(parts) == len(seen), turn
+        assert is_all_of(parts, seen, *size), (turn, seen)
         wanted = [part.split()[:2] for part, verdict in found if verdict is not False]
         if turn.type in ("shape", "colour"):
             assert [pair[turn.type == "shape"] for pair in wanted] == [turn.answer], turn
@@ -121,6 +126,20 @@ def check_working(turn: Turn, seen: list[Seen], *size: int) -> None:
             told = {"count": str(len(wanted)), "exists": "yes" if wanted else "no"}
             assert turn.answer == told[turn.type] if turn.type in told else not wanted, turn
     assert all(is_at(part, seen, *size) for part in parts), (turn, seen)
+
+
+def is_all_of(parts: list[str], seen: list[Seen], *size: int, first: int = 0) -> bool:
+    """Whether "red circle top left", ... name all that is seen, once each and, from the part `first`, in reading
+    order: by thirds of the height, each from left to right."""
+    rows = [0 if " top" in part else 2 if " bottom" in part else 1 for part in parts]
+    return len(parts) == len(seen) and any(
+        all(is_at(part, [one], *size) for part, one in zip(parts, order, strict=True))
+        and all(
+            (row, one.x) < (then, two.x)
+            for (row, one), (then, two) in itertools.pairwise([*zip(rows, order, strict=True)][first:])
+        )
+        for order in itertools.permutations(seen)
+    )
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 3), (1, 1)])
@@ -215,11 +234,12 @@ def check_clues(sample: Sample) -> None:
         shape = sizes[0 if "first" in words else 1]
         if turn.type == "inventory":
             parts = [part for part, _ in looked_over(turn.answer, turn.question)]
-            assert all(is_at(part, seen, *shape) for part in parts), turn
+            assert is_all_of(parts, seen, *shape), turn
             names = sorted(" ".join(part.split()[:2]) for part in parts)
             assert names == sorted(f"{one.colour} {one.shape}" for one in seen), turn
         elif turn.type == "count":
             assert turn.answer == str(len(seen)), turn
+            check_working(turn, seen, *shape)
         elif turn.type in ("same_different", "what_changed"):
             for number, (side, size) in enumerate(zip((first, second), sizes, strict=True)):
                 parts = [pair[number] for pair in compared(turn.working) if pair[number]]
@@ -309,6 +329,21 @@ def test_picture_and_clip_share_what_the_answer_says(clean: None, tmp_path: Path
         assert sample.turns[0].reply == f"{working}: {found[same]}", (seed, one, two)
         answers[found[same]] += 1
     assert len(answers) == 4
+
+
+def test_what_is_asked_of_a_picture_beside_a_clip(clean: None) -> None:
+    """Its shape and its colour, with what is seen before the answer, as of a picture by itself."""
+    asked: Counter[str] = Counter()
+    for seed in range(20):
+        sample = make_sample("image_and_clip", split="train", seed=seed)
+        pixels = next(item for item in sample.media if isinstance(item, Picture)).pixels
+        seen = read_picture(pixels)
+        for turn in sample.turns:
+            if turn.type in ("shape", "colour"):
+                assert turn.answer == getattr(seen[0], turn.type), (seed, turn)
+                check_working(turn, seen, *pixels.shape[:2])
+                asked[turn.type] += 1
+    assert min(asked["shape"], asked["colour"]) > 5
 
 
 def test_digit_clips_show_two_or_three_stills(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -51,8 +51,6 @@ def run(folder: Path, page: Path) -> int:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from .evaluation.scores import final_answer
-
     questions = json.loads((MEDIA / "questions.json").read_text(encoding="utf-8"))
     started = time.perf_counter()
     processor = AutoProcessor.from_pretrained(folder)
@@ -61,14 +59,15 @@ def run(folder: Path, page: Path) -> int:
     print(f"{folder.name}: {size:,} parameters, loaded in {time.perf_counter() - started:.1f} s\n")
 
     started = time.perf_counter()
-    answers, tokens = ask(model, processor, [conversation(row) for row in questions])
+    replies, tokens = ask(model, processor, [conversation(row) for row in questions])
     seconds = time.perf_counter() - started
-    finals = [final_answer(answer, ANSWER_AFTER) for answer in answers]
-    right = [answer == row["answer"] for answer, row in zip(finals, questions, strict=True)]
-    for row, answer, good in zip(questions, answers, right, strict=True):
+    answers = [in_parts(reply) for reply in replies]
+    right = [answer == row["answer"] for (answer, _), row in zip(answers, questions, strict=True)]
+    for row, (answer, working), good in zip(questions, answers, right, strict=True):
         media = ", ".join(row["media"]) or "(no media)"
         print(f"{'ok   ' if good else 'WRONG'} {media}\n      {row['question']}")
-        print(f"      answer: {answer}   expected: {row['answer']}\n")
+        print(f"      answer: {answer}   expected: {row['answer']}")
+        print(f"      it read: {working}\n" if working else "")
     summary = (
         f"{sum(right)} of {len(right)} right, {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tokens/s)"
     )
@@ -97,12 +96,21 @@ def ask(model: Any, processor: Any, conversations: list[list[dict[str, Any]]]) -
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)], int((new != pad).sum())
 
 
-def rows(questions: list[dict[str, Any]], answers: list[str], right: list[bool]) -> str:
+def in_parts(reply: str) -> tuple[str, str]:
+    """The answer, and what the model says that it follows from."""
+    from .evaluation.scores import final_answer
+
+    answer = final_answer(reply, ANSWER_AFTER)
+    return answer, reply.removesuffix(answer).removesuffix(ANSWER_AFTER)
+
+
+def rows(questions: list[dict[str, Any]], answers: list[tuple[str, str]], right: list[bool]) -> str:
     """The rows of the page, media inside it."""
     lines = []
-    for row, answer, good in zip(questions, answers, right, strict=True):
+    for row, (answer, working), good in zip(questions, answers, right, strict=True):
         media = "".join(element(MEDIA / name) for name in row["media"])
         cells = [html.escape(text) for text in (row["question"], answer, row["answer"])]
+        cells[1] += f"<br><small>{html.escape(working)}</small>"
         lines.append(f'<tr class="{"right" if good else "wrong"}"><td>{media}<td>{"<td>".join(cells)}</tr>')
     return "\n".join(lines)
 

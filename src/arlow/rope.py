@@ -41,20 +41,15 @@ def apply_rotary_pos_emb(
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn `x` (..., D) by angles given as `cos`, `sin` (..., D)."""
-    (first, second), (cos1, cos2), (sin1, sin2) = (part.chunk(2, dim=-1) for part in (x, cos, sin))
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _fits(cos, x):
+    (first, second), (sin1, sin2) = x.chunk(2, dim=-1), sin.chunk(2, dim=-1)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        cos1, cos2 = cos.chunk(2, dim=-1)
         return torch.cat((first * cos1 - second * sin1, second * cos2 + first * sin2), dim=-1)
-    turned = torch.empty_like(x, dtype=torch.result_type(x, cos))  # written in place: no halves, no sums in between
+    turned = x * cos  # the rest is added in place: no halves, no sums in between
     half1, half2 = turned.chunk(2, dim=-1)
-    torch.mul(first, cos1, out=half1).addcmul_(second, sin1, value=-1)
-    torch.mul(second, cos2, out=half2).addcmul_(first, sin2)
+    half1.addcmul_(second, sin1, value=-1)
+    half2.addcmul_(first, sin2)
     return turned
-
-
-def _fits(angles: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether the angles broadcast to what is turned, and not the other way round."""
-    sizes = zip(reversed(angles.shape), reversed(x.shape), strict=False)
-    return angles.ndim <= x.ndim and all(angle in (1, size) for angle, size in sizes)
 
 
 def axis_of_pairs(sections: Sequence[int], pairs: int) -> torch.Tensor:

@@ -443,7 +443,7 @@ class ArlowDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
 
     def _drop(self, update: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(update, p=self.resid_dropout, training=self.training)
+        return nn.functional.dropout(update, p=self.resid_dropout) if self.training else update
 
 
 class ArlowGroupedQueryAttention(nn.Module):
@@ -574,7 +574,7 @@ class ArlowMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = project(x, (self.gate_proj, self.up_proj))
         x = self.act_fn(gate) * up
-        return self.down_proj(nn.functional.dropout(x, p=self.dropout, training=self.training))
+        return self.down_proj(nn.functional.dropout(x, p=self.dropout) if self.training else x)
 
 
 ArlowPreTrainedModel._can_record_outputs = {

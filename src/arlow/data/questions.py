@@ -1,6 +1,6 @@
 """Questions about scenes of shapes, and their answers. Only what is certain is asked: a question whose answer could be
 argued about (nearly as large, diagonally placed) is never an option. The places in a working are by thirds of the
-picture, also near their borders, and settle the answer that follows from them.
+picture, also near their borders; of sides (`side`, `position_yes_no`) they settle the answer.
 
 Each `*_options` function gives every question of one type that a scene allows. Wordings stand in `WORDINGS`; the
 answer's form is the same for all wordings of a type.
@@ -21,8 +21,8 @@ from .wordings import article, ask
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its only right answer. `working` is what it is put together from, where that takes several
-    looks: said first, it turns one hard step into several easy ones."""
+    """One question and its only right answer. `working` is what it follows from: said first, it turns one hard step
+    into several easy ones."""
 
     type: str
     question: str
@@ -31,14 +31,14 @@ class Turn:
 
     @property
     def reply(self) -> str:
-        """What is said: "red circle left, blue circle right: 2", or the answer alone."""
+        """What is said: "left red circle, right blue circle: 2", or the answer alone."""
         return f"{self.working}{ANSWER_AFTER}{self.answer}" if self.working else self.answer
 
 
 @dataclass(frozen=True)
 class Option:
-    """A question that may be asked. `tells` are facts that question and answer together give away, `asks` the facts
-    that must not have been told before."""
+    """A question that may be asked. `tells` are facts that question and answer together give away (not what a working
+    says besides), `asks` the facts that must not have been told before."""
 
     turn: Turn
     tells: frozenset = frozenset()
@@ -253,7 +253,8 @@ def seen_from(scene: Scene, index: int, name: str, side: str) -> str:
         for thing in in_reading_order(scene)
         if thing is not seat
     ]
-    return "; ".join([at_place(scene, seat, name), *filter(None, [", ".join(others)])])
+    here = at_place(scene, seat, name)
+    return f"{here}; {', '.join(others)}" if others else here
 
 
 def at_place(scene: Scene, thing: Thing, name: str) -> str:
@@ -353,30 +354,29 @@ def absent_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) ->
     """Questions that take for granted what is not so: the colour or shape of something absent, what lies on a side
     where nothing does."""
     things, options = scene.things, []
-    gone: list[Name] = [(shape, None) for shape in SHAPES]
-    gone += [(None, colour) for colour in COLOURS if colour not in doubtful_colours(scene)]
-    for missing in gone:
-        if any(fits(missing, thing) for thing in things):
-            continue
-        shape, colour = missing
+    doubtful = doubtful_colours(scene)
+    names: list[Name] = [(shape, None) for shape in SHAPES]
+    names += [(None, colour) for colour in COLOURS if colour not in doubtful]
+    for gone in (name for name in names if not any(fits(name, thing) for thing in things)):
+        shape, colour = gone
         if shape is not None:
             question, answer = ask(rng, "colour", f"the {shape}"), f"there is no {shape}"
         else:
             words = f"the {colour} " + rng.choice(["one", "object", "thing"])
             question, answer = ask(rng, "shape", words), f"there is no {colour} shape"
-        fact = frozenset({("exists", missing)})
-        turn = Turn("absent", question, answer, looked_over(scene, missing))
-        options.append(Option(turn, fact | {("count", missing)}, fact))
+        fact = frozenset({("exists", gone)})
+        turn = Turn("absent", question, answer, looked_over(scene, gone))
+        options.append(Option(turn, fact | {("count", gone)}, fact))
     for index, thing in enumerate(things):
-        names = names_of(things, index)
+        own_names = names_of(things, index)
         others = [other for other in range(len(things)) if other != index]
-        for side in SIDES if names else ():
+        for side in SIDES if own_names else ():
             if all(is_beside(things[other], thing, side) is False for other in others):
-                name = rng.choice([*names])
+                name = rng.choice([*own_names])
                 question = ask(rng, "position", rng.choice(SIDE_WORDS[side]), name)
                 sides = frozenset(("side", frozenset((index, other))) for other in others)
                 turn = Turn("absent", question, "nothing", seen_from(scene, index, name, side))
-                options.append(Option(turn, names[name] | sides, sides))
+                options.append(Option(turn, own_names[name] | sides, sides))
     return options
 
 
@@ -430,10 +430,11 @@ SCENE_ANSWERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-MOST_OF_TYPE = {"absent": 1, "count": 2, "exists": 2}  # turns of types that any scene allows
-LOOKED_OVER = ("shape", "colour", "count", "exists", "absent", "position")  # types whose working tells everything
+IN_ANY_SCENE = {"absent", "count", "exists"}  # types that any scene allows
+LOOKED_OVER = {"shape", "colour", "position", *IN_ANY_SCENE}  # types whose working tells everything
 MOST_LOOKED_OVER = 2  # turns of these: what was said once is only repeated, and nothing is seen for it
-MOST_OF_OTHERS = 3  # turns of each other type in a conversation
+MOST_OF_TYPE = {"absent": 1}  # turns in a conversation
+MOST_OF_OTHERS = 3  # turns of each other type
 FREE = 0.3  # share of conversations that also ask what earlier answers settle
 RARITY = {"0": 0.4, "1": 0.5, "nothing": 6.0}  # weights of these answers, to others 1
 
@@ -458,12 +459,12 @@ def pick_turns(
             kind: [option for option in pool if option.turn.question not in asked and not option.asks & told]
             for kind, pool in pools.items()
             if used[kind] < MOST_OF_TYPE.get(kind, MOST_OF_OTHERS)
-            and not (kind in LOOKED_OVER and sum(used[one] for one in LOOKED_OVER) >= MOST_LOOKED_OVER)
+            and (kind not in LOOKED_OVER or sum(used[one] for one in LOOKED_OVER) < MOST_LOOKED_OVER)
         }
         kinds = [
             kind for kind, pool in fresh.items() if pool and not {one.turn.answer for one in pool} < {"yes", "no"}
         ]
-        is_poor = MOST_OF_TYPE.keys() >= {*kinds}
+        is_poor = {*kinds} <= IN_ANY_SCENE
         if not kinds or (is_poor and len(chosen) > 2 and rng.random() < 0.7):
             break
         kind = rng.choices(kinds, [weights[kind] / (1 + used[kind]) for kind in kinds])[0]

@@ -113,8 +113,8 @@ def draw_fitting(rng: random.Random, scene: Scene, split: str, kind: str, answer
 
 
 def names_unseen(turn: Turn) -> bool:
-    """Whether question or answer names a pair that training never shows."""
-    words = f"{turn.question} {turn.reply}".lower()
+    """Whether question or answer names a pair that training never shows; a working names whatever there is."""
+    words = f"{turn.question} {turn.answer}".lower()
     return any(f"{colour} {shape}" in words for shape, colour in UNSEEN_PAIRS)
 
 
