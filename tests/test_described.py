@@ -90,15 +90,18 @@ def check_over(turn: Turn, things: list, found: list) -> None:
 
 
 def check_sides(turn: Turn, things: list) -> None:
-    """The working names both shapes with their places, the one asked about first; the answer follows from those."""
-    spots = {spot(place): place for place in PLACES}
+    """The working finds both shapes, the one asked about first, in what there is in reading order, and then has their
+    places side by side; the answer follows from those."""
+    *scans, both = turn.working.split("; ")
     places = []
-    for part in turn.working.split(", "):
-        name, where = re.fullmatch(rf"(.*?(?:{'|'.join(SHAPES)}|shape)) (.*)", part).groups()
-        (thing,) = asked_about(name, things)
-        assert spots[where] == thing[3], (things, turn)
-        assert f"the {name}" in turn.question.lower(), turn
-        places.append(thing[3])
+    for scan, where in zip(scans, both.split(", "), strict=True):
+        told = looked_over(scan, turn.question)
+        assert [verdict for _, verdict in told] == [False] * (len(told) - 1) + [True], (things, turn)
+        for (words, _), thing in zip(told, things, strict=False):
+            assert words in (inventory([thing]), f"{thing[1]} shape {spot(thing[3])}"), (things, turn)
+        place = things[len(told) - 1][3]
+        assert where == spot(place), (things, turn)
+        places.append(place)
     (column, row), (other_column, other_row) = places
     left, above = other_column - column, other_row - row  # by how much the first lies further that way
     ways = {"left": left, "right": -left, "above": above, "over": above, "below": -above, "under": -above}
@@ -115,8 +118,9 @@ def test_sides_follow_from_the_places_of_a_drawn_scene() -> None:
     rng, asked = random.Random(5), Counter()
     for _ in range(150):
         scene = draw_scene_of(rng, "train")
-        places = [(int(3 * one.x / scene.width), int(3 * one.y / scene.height)) for one in scene.things]
-        things = [("", one.colour, one.shape, place) for one, place in zip(scene.things, places, strict=True)]
+        shapes = sorted(scene.things, key=lambda one: (int(3 * one.y / scene.height), one.x))
+        places = [(int(3 * one.x / scene.width), int(3 * one.y / scene.height)) for one in shapes]
+        things = [("", one.colour, one.shape, place) for one, place in zip(shapes, places, strict=True)]
         for kind in ("side", "position_yes_no"):
             for option in options_of(rng, scene, kind, allowed=allowed_pairs("train")):
                 check_sides(option.turn, things)

@@ -37,7 +37,6 @@ from arlow.video_reader import open_video
 
 PICTURE_TYPES = {"shape", "colour", "count", "larger", "position", "side", "position_yes_no", "exists", "absent"}
 CLUES = {"place": place_word, "size": size_word}  # asked in training only
-NAME = r".*?(circle|square|triangle|star|shape)"  # of a shape, at the beginning of what is said of it
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -101,14 +100,16 @@ def test_picture_answers_are_what_the_pixels_show(clean: None, split: str) -> No
 
 def check_working(turn: Turn, seen: list[Seen], *size: int) -> None:
     """What stands before an answer is where it says, is all of the picture where all is gone over, and settles it."""
-    if turn.type in ("larger", "side", "position_yes_no"):
-        parts = turn.working.split(", ") if turn.working else []
-        assert len(parts) == (0 if turn.type == "larger" else 2), turn
+    if turn.type == "larger":
+        assert not turn.working, turn
+    elif turn.type in ("side", "position_yes_no"):
+        *scans, places = turn.working.split("; ")
+        assert [found_in(scan, turn, seen, *size).split(" ", 2)[2] for scan in scans] == places.split(", "), turn
     elif turn.type == "position" or turn.answer == "nothing":
-        seat, _, others = turn.working.partition("; ")
+        scan, _, others = turn.working.partition("; ")
         words = [part.split() for part in others.split(", ") if part]
+        seat = found_in(scan, turn, seen, *size)
         parts = [seat, *(" ".join([*line[-3:-1], *line[:-3]]) for line in words)]
-        assert f"the {re.match(NAME, seat)[0]}" in turn.question.lower(), turn
         there = [f"the {line[-3]} {line[-2]}" for line in words if line[-1] != "other"]
         assert there == ([] if turn.answer == "nothing" else [turn.answer]), turn
         (side,) = re.findall(r"\b(left|right|above|over|below|under)\b", turn.question.lower())
@@ -125,20 +126,27 @@ def check_working(turn: Turn, seen: list[Seen], *size: int) -> None:
         else:
             told = {"count": str(len(wanted)), "exists": "yes" if wanted else "no"}
             assert turn.answer == told[turn.type] if turn.type in told else not wanted, turn
-    assert all(is_at(part, seen, *size) for part in parts), (turn, seen)
 
 
-def is_all_of(parts: list[str], seen: list[Seen], *size: int, first: int = 0) -> bool:
-    """Whether "red circle top left", ... name all that is seen, once each and, from the part `first`, in reading
-    order: by thirds of the height, each from left to right."""
+def found_in(scan: str, turn: Turn, seen: list[Seen], *size: int) -> str:
+    """The shape that a question names, "red circle top left", at the end of what is gone over to find it."""
+    told = looked_over(scan, turn.question)
+    assert [verdict for _, verdict in told] == [False] * (len(told) - 1) + [True], turn
+    assert is_all_of([part for part, _ in told], seen, *size, whole=False), (turn, seen)
+    return told[-1][0]
+
+
+def is_all_of(parts: list[str], seen: list[Seen], *size: int, first: int = 0, whole: bool = True) -> bool:
+    """Whether "red circle top left", ... name all that is seen (not `whole`: some of it), once each and, from the part
+    `first`, in reading order: by thirds of the height, each from left to right."""
     rows = [0 if " top" in part else 2 if " bottom" in part else 1 for part in parts]
-    return len(parts) == len(seen) and any(
+    return (len(parts) == len(seen) or not whole) and any(
         all(is_at(part, [one], *size) for part, one in zip(parts, order, strict=True))
         and all(
             (row, one.x) < (then, two.x)
             for (row, one), (then, two) in itertools.pairwise([*zip(rows, order, strict=True)][first:])
         )
-        for order in itertools.permutations(seen)
+        for order in itertools.permutations(seen, len(parts))
     )
 
 

@@ -96,6 +96,15 @@ def looked_over(scene: Scene, name: Name = ANY) -> str:
     return ", ".join(f"{spot_of(scene, thing)} {beside_name(thing, name)}" for thing in things)
 
 
+def found_at(scene: Scene, index: int, name: str) -> str:
+    """The shapes up to the one of this index, which the question calls `name`: "top left red circle star other, middle
+    blue star star same". Where it is stands before it; to go from a name to its place is learned far later."""
+    words, things = name.split(), in_reading_order(scene)
+    meant = next(filter(words.__contains__, SHAPES), None), next(filter(words.__contains__, COLOURS), None)
+    seen = things[: things.index(scene.things[index]) + 1]
+    return ", ".join(f"{spot_of(scene, thing)} {beside_name(thing, meant)}" for thing in seen)
+
+
 def beside_name(thing: Thing, name: Name) -> str:
     """What a thing is, with the verdict on a name: of a colour and a shape the colour first, the shape if it is that
     colour."""
@@ -246,20 +255,15 @@ def position_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) 
 
 def seen_from(scene: Scene, index: int, name: str, side: str) -> str:
     """Where the shape of this index is, which the question calls `name`, and what else there is, each with the side if
-    it lies there: "star middle; left blue circle left, bottom red square other"."""
+    it lies there: "middle red star star same; left blue circle left, bottom red square other"."""
     seat, word = scene.things[index], side.removesuffix(" of")
     others = [
         f"{spot_of(scene, thing)} {name_of(thing)} {word if is_beside(thing, seat, side) else 'other'}"
         for thing in in_reading_order(scene)
         if thing is not seat
     ]
-    here = at_place(scene, seat, name)
+    here = found_at(scene, index, name)
     return f"{here}; {', '.join(others)}" if others else here
-
-
-def at_place(scene: Scene, thing: Thing, name: str) -> str:
-    """Where a shape is, under the name that a question gives it: "red shape top left" for "the red shape"."""
-    return f"{name.removeprefix('the ')} {spot_of(scene, thing)}"
 
 
 def side_options(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> list[Option]:
@@ -304,10 +308,11 @@ def position_yes_no_options(rng: random.Random, scene: Scene, allowed: Sequence[
 
 
 def both_places(scene: Scene, names: dict[int, str]) -> tuple[str, frozenset]:
-    """Where shapes are, by index, under the names of the question ("red shape top left, star middle"), and what that
-    tells."""
-    parts = [at_place(scene, scene.things[index], name) for index, name in names.items()]
-    return ", ".join(parts), frozenset(("place", index) for index in names)
+    """How shapes are found, by index and name of the question, and their places side by side: "top left red star star
+    same; top left red star circle other, middle blue circle circle same; top left, middle". And what that tells."""
+    found = [found_at(scene, index, name) for index, name in names.items()]
+    places = [spot_of(scene, scene.things[index]) for index in names]
+    return "; ".join([*found, ", ".join(places)]), frozenset(("place", index) for index in names)
 
 
 def yes_no(truth: bool) -> str:
