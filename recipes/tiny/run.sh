@@ -46,11 +46,12 @@ train vision-mae vision-mae
 train align align vision="$run/vision-mae" text="$run/text"
 train sheets finetune model="$run/align"
 train finetune finetune model="$run/sheets"
+train more finetune model="$run/finetune"
 step export "$python" recipes/tiny/export.py "$run"
 export OMP_NUM_THREADS=$cores
 for split in test unseen; do
     step "eval-$split" "$bin/arlow" eval vqa "$run/arlow-tiny" --data "$data/$split/data.jsonl" --batch-size 64 \
-        --dtype float32 --max-new-tokens 64 --answer-after ": " --out "$run/$split.json"
+        --dtype float32 --max-new-tokens 96 --answer-after ": " --out "$run/$split.json"
 done
 "$python" -m recipes.tiny.card "$run"
 first=build/tiny/seed-0

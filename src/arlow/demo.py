@@ -20,7 +20,7 @@ from .errors import message
 
 MEDIA = Path(__file__).parent / "demo_media"
 MOST_WRONG = 2  # answers; more than that and the demo fails
-NEW_TOKENS = 64
+NEW_TOKENS = 96
 MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
 PAGE = """<!doctype html><meta charset="utf-8"><title>arlow demo</title>
 <style>body{{font-family:sans-serif;max-width:60em;margin:2em auto}} td,th{{padding:.4em .8em;text-align:left}}
