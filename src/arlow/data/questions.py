@@ -88,21 +88,21 @@ def with_verdict(one: str, other: str) -> str:
     return f"{one} {other} {'same' if one == other else 'other'}"
 
 
-def looked_over(scene: Scene, name: Name = ANY) -> str:
-    """Everything in reading order, its place first, each beside the name that is looked for: "top left star red blue
-    other, middle circle blue blue same"; without one: "top left red star, middle blue circle". All are told whatever
-    is looked for, so that none is taken for another that is half like it."""
+def looked_over(scene: Scene, name: Name = ANY, *, until: Thing | None = None) -> str:
+    """Everything, or what comes first and `until` itself, in reading order, its place first, each beside the name that
+    is looked for: "top left star red blue other, middle circle blue blue same"; without one: "top left red star".
+    All are told whatever is looked for, so that none is taken for another that is half like it."""
     things = in_reading_order(scene)
+    things = things if until is None else things[: things.index(until) + 1]
     return ", ".join(f"{spot_of(scene, thing)} {beside_name(thing, name)}" for thing in things)
 
 
 def found_at(scene: Scene, index: int, name: str) -> str:
     """The shapes up to the one of this index, which the question calls `name`: "top left red circle star other, middle
     blue star star same". Where it is stands before it; to go from a name to its place is learned far later."""
-    words, things = name.split(), in_reading_order(scene)
-    meant = next(filter(words.__contains__, SHAPES), None), next(filter(words.__contains__, COLOURS), None)
-    seen = things[: things.index(scene.things[index]) + 1]
-    return ", ".join(f"{spot_of(scene, thing)} {beside_name(thing, meant)}" for thing in seen)
+    thing, words = scene.things[index], name.split()
+    shape, colour = (part if part in words else None for part in thing.pair)
+    return looked_over(scene, (shape, colour), until=thing)
 
 
 def beside_name(thing: Thing, name: Name) -> str:
