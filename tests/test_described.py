@@ -99,7 +99,9 @@ def check_sides(turn: Turn, things: list) -> None:
         assert [verdict for _, verdict in told] == [False] * (len(told) - 1) + [True], (things, turn)
         for (words, _), thing in zip(told, things, strict=False):
             assert words in (inventory([thing]), f"{thing[1]} shape {spot(thing[3])}"), (things, turn)
-        place = things[len(told) - 1][3]
+        _, colour, shape, place = things[len(told) - 1]
+        names = (f"the {colour} {shape}", f"the {shape}", f"the {colour} shape")
+        assert any(name in turn.question.lower() for name in names), (things, turn)
         assert where == spot(place), (things, turn)
         places.append(place)
     (column, row), (other_column, other_row) = places

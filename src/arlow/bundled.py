@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-ANSWER_AFTER = ": "  # stands between what it reads off and the answer that follows: "star left, circle right: left"
+ANSWER_AFTER = ": "  # between what it reads off and the answer that follows: "left red circle, right blue star: 2"
 FOLDER = Path(__file__).parent / "checkpoints" / "arlow-tiny"
 
 

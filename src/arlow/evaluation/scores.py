@@ -42,7 +42,7 @@ def normalise(answer: str) -> str:
 
 
 def final_answer(text: str, after: str | None) -> str:
-    """What follows `after` the last time it stands in the text: "left" of "star top left, circle top right: left". The
+    """What follows `after` the last time it stands in the text: "2" of "left red circle, right blue star: 2". The
     whole text where it does not stand there, or nothing follows it, or nothing is to be cut off."""
     return (text.rpartition(after)[2] if after else "") or text
 
