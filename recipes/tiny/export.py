@@ -14,9 +14,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 def main(run: Path) -> None:
     out = run / "arlow-tiny"
-    model = AutoModelForImageTextToText.from_pretrained(run / "more", dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(run / "finetune", dtype=torch.float32)
     model.to(torch.bfloat16).save_pretrained(out)
-    AutoProcessor.from_pretrained(run / "more").save_pretrained(out)
+    AutoProcessor.from_pretrained(run / "finetune").save_pretrained(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"wrote {out} ({size / 1e6:.1f} MB)")
 

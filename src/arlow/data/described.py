@@ -22,7 +22,7 @@ Described = tuple[str, list[Turn]]  # what is there to see, and questions about 
 # So unlike that each is clearly larger than the one before.
 WORD_RADIUS = {"small": 0.03, "medium": 0.06, "large": 0.12}
 WEIGHTS = SCENE_WEIGHTS | {"place": 1.0}
-LISTED = 0.4  # share of the conversations that are about everything at once
+LISTED = 0.2  # share of the conversations that are about everything at once
 # What two things have in common: by whether their shapes and their colours are alike.
 COMMONS = {(True, True): "both", (False, True): "colour", (True, False): "shape", (False, False): "nothing"}
 

@@ -435,11 +435,8 @@ SCENE_ANSWERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-IN_ANY_SCENE = {"absent", "count", "exists"}  # types that any scene allows
-LOOKED_OVER = {"shape", "colour", "position", *IN_ANY_SCENE}  # types whose working tells everything
-MOST_LOOKED_OVER = 2  # turns of these: what was said once is only repeated, and nothing is seen for it
-MOST_OF_TYPE = {"absent": 1}  # turns in a conversation
-MOST_OF_OTHERS = 3  # turns of each other type
+MOST_LOOKED_OVER = 2  # turns with a working: what was said once is only repeated, and nothing is seen for it
+MOST_OF_TYPE = 2  # turns of each type
 FREE = 0.3  # share of conversations that also ask what earlier answers settle
 RARITY = {"0": 0.4, "1": 0.5, "nothing": 6.0}  # weights of these answers, to others 1
 
@@ -454,28 +451,32 @@ def pick_turns(
 ) -> list[Turn]:
     """`first` and up to `most - 1` others: types by weight among those that can be asked now, and yes or no only where
     both could be the answer (else "no" would lead). Mostly nothing is asked that an earlier question told; sometimes
-    it may be: to conclude from words is learned sooner than from pixels, and helps with those. It mostly ends where
-    only types are left that any scene allows: they would take the share of the others."""
+    it may be: to conclude from words is learned sooner than from pixels, and helps with those."""
     is_free = rng.random() < FREE
     chosen, told = [first], set() if is_free else set(first.tells)
-    used, asked = Counter([first.turn.type]), {first.turn.question}
+    used = Counter([first.turn.type])
     while len(chosen) < most:
+        asked = {option.turn.question for option in chosen}
+        looked = sum(bool(option.turn.working) for option in chosen)
         fresh = {
-            kind: [option for option in pool if option.turn.question not in asked and not option.asks & told]
+            kind: [
+                option
+                for option in pool
+                if option.turn.question not in asked
+                and not option.asks & told
+                and (looked < MOST_LOOKED_OVER or not option.turn.working)
+            ]
             for kind, pool in pools.items()
-            if used[kind] < MOST_OF_TYPE.get(kind, MOST_OF_OTHERS)
-            and (kind not in LOOKED_OVER or sum(used[one] for one in LOOKED_OVER) < MOST_LOOKED_OVER)
+            if used[kind] < MOST_OF_TYPE
         }
         kinds = [
             kind for kind, pool in fresh.items() if pool and not {one.turn.answer for one in pool} < {"yes", "no"}
         ]
-        is_poor = {*kinds} <= IN_ANY_SCENE
-        if not kinds or (is_poor and len(chosen) > 2 and rng.random() < 0.7):
+        if not kinds:
             break
         kind = rng.choices(kinds, [weights[kind] / (1 + used[kind]) for kind in kinds])[0]
         option = pick_option(rng, fresh[kind])
         chosen.append(option)
-        asked.add(option.turn.question)
         if not is_free:
             told |= option.tells
         used[kind] += 1

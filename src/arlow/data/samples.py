@@ -61,7 +61,7 @@ SCENE_WEIGHTS = {
     "shape": 1.3, "colour": 1.5, "count": 1.7, "larger": 1.2, "position": 1.8, "side": 2.2, "position_yes_no": 1.8,
     "exists": 1.0, "absent": 1.0,
 }  # fmt: skip
-CLUE_WEIGHTS = {"place": 2.0, "size": 0.6}
+CLUE_WEIGHTS = {"place": 1.0, "size": 0.3}
 
 
 def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
@@ -80,10 +80,10 @@ def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = Fal
     if most > 1:
         weights = SCENE_WEIGHTS | CLUE_WEIGHTS
         pools = {other: options_of(rng, scene, other, allowed=allowed_pairs(split)) for other in weights}
-        turns = pick_turns(rng, first, pools, rng.randint(4, most), weights=weights)
+        turns = pick_turns(rng, first, pools, rng.randint(2, 4), weights=weights)
         if rng.random() < 0.06:
             turns.append(unknown_turn(rng, split, without_media=False))
-    return Sample([picture_of(rng, scene)], turns[:most])
+    return Sample([picture_of(rng, scene)], turns)
 
 
 def draw_kind(rng: random.Random, weights: dict[str, float], *, even: bool) -> str:
@@ -198,7 +198,7 @@ def picture_of_digits(rng: random.Random, digits: Sequence[int], split: str) -> 
 
 
 CLIP_WEIGHTS = {
-    "video_direction": 1.2, "video_colour": 0.5, "video_shape": 0.5, "video_size": 1.8, "video_changes": 2.2,
+    "video_direction": 1.2, "video_colour": 0.5, "video_shape": 0.5, "video_size": 2.4, "video_changes": 2.2,
     "video_digit": 1.2, "absent": 0.6,
 }  # fmt: skip
 STILL = {"video_direction": "it does not move", "video_size": "neither"}
@@ -242,7 +242,7 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
     turns += story_clues(rng, story, name)
     # What does not happen: the answers are those of questions that take it for granted that it does.
     nothing = [(asked, answer) for asked, answer in STILL.items() if facts[asked] is None]
-    if nothing and (kind == "absent" or rng.random() < 0.25):
+    if nothing and (kind == "absent" or rng.random() < 0.5):
         asked, answer = nothing[0] if rng.random() < 0.7 else nothing[-1]
         turns.append(Turn("absent", ask(rng, asked, name), answer))
     rng.shuffle(turns)

@@ -52,8 +52,8 @@ MADE = "made.json"  # beside a data.jsonl: the arguments it was written with
 # How many samples of each task a preset writes, at scale 1.
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "tiny": {
-        "train": {"picture": 26000, "digit": 9000, "clip": 10000, "two_images": 13000, "image_and_clip": 5000,
-                  "text": 18000, "caption": 10000, "sheet": 40000, "single": 30000, "spot": 14000,
+        "train": {"picture": 26000, "digit": 16000, "clip": 12000, "two_images": 13000, "image_and_clip": 4000,
+                  "text": 16000, "caption": 10000, "sheet": 40000, "single": 30000, "spot": 14000,
                   "grid": 20000, "list": 4000, "plain_list": 2000, "plain_picture": 16000, "plain_two_images": 8000,
                   "plain_text": 8000, "described": 60000, "texts": 60000},
         "validation": {"picture": 450, "digit": 150, "clip": 280, "two_images": 200, "image_and_clip": 80,

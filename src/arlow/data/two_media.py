@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .captions import certain_place, in_reading_order, spot_of
+from .captions import certain_place, in_reading_order, name_of, spot_of
 from .clips import DIRECTIONS, draw_story, render_story
 from .questions import Turn, full_name, looked_over, with_verdict
 from .sample import Clip, Picture, Sample, draw_side, film, in_turn, picture_of, shoot
@@ -51,7 +51,7 @@ def make_two_images(rng: random.Random, split: str, most: int, *, plain: bool = 
     pictures = [shoot(rng, render(rng, scene, side)) for scene, side in zip(scenes, sides, strict=True)]
     first, others = turns.pop(kind), [*turns.values()]
     rng.shuffle(others)
-    return Sample([*pictures], in_turn(rng, first, others, most))
+    return Sample([*pictures], in_turn(rng, first, others, min(most, 4)))
 
 
 def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change: str | None) -> dict[str, Turn]:
@@ -77,25 +77,23 @@ def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change
 
 
 def compare(before: Scene, after: Scene) -> str:
-    """Shape by shape its place, colour and shape in the first picture and in the second: "1 top top same, red blue
-    other, star star same; 2 left nothing number"."""
-    first, second = (
-        {(one.pair, one.x, one.y): (spot_of(scene, one), one.colour, one.shape) for one in in_reading_order(scene)}
-        for scene in (before, after)
-    )
-    gone = [one for one in first if one not in second]
-    new = [one for one in second if one not in first]
-    becomes = dict(zip(gone, new, strict=False))  # one shape, which is another then; or is in one picture only
-    lines = []
-    for one, words in first.items():
-        then = second.get(becomes.get(one, one))
-        if then is None:
-            lines.append(f"{words[0]} nothing number")
-        else:
-            lines.append(", ".join(map(with_verdict, words, then)))
-    lines += [f"nothing {second[one][0]} number" for one in new[len(becomes) :]]
-    # The numbers are for the tokenizer, too: with a word in front, each of the words compared is " red", never "red".
-    return "; ".join(f"{number} {line}" for number, line in enumerate(lines, start=1))
+    """Everything in the first picture, then in the second, there beside what the first has at the same place, and how
+    many there are: "1 top red star, left blue circle; 2 top red red same, star star same, right blue circle nothing;
+    2 2 same"."""
+    there: dict[str, list[Thing]] = {}
+    for thing in in_reading_order(before):
+        there.setdefault(spot_of(before, thing), []).append(thing)
+    looks = []
+    for thing in in_reading_order(after):
+        spot = spot_of(after, thing)
+        if not there.get(spot):
+            looks.append(f"{spot} {name_of(thing)} nothing")
+            continue
+        old = there[spot].pop(0)
+        looks.append(f"{spot} {with_verdict(thing.colour, old.colour)}, {with_verdict(thing.shape, old.shape)}")
+    # A number stands first, for the tokenizer, too: each of the words compared is " red", never "red".
+    counts = with_verdict(str(len(before.things)), str(len(after.things)))
+    return f"1 {looked_over(before)}; 2 {', '.join(looks)}; {counts}"
 
 
 def side_by_side(one: Pair, other: Pair) -> str:
