@@ -86,10 +86,10 @@ def compare(before: Scene, after: Scene) -> str:
     looks = []
     for thing in in_reading_order(after):
         spot = spot_of(after, thing)
-        if not there.get(spot):
+        if not (olds := there.get(spot)):
             looks.append(f"{spot} {name_of(thing)} nothing")
             continue
-        old = there[spot].pop(0)
+        old = olds.pop(next((index for index, one in enumerate(olds) if one.pair == thing.pair), 0))
         looks.append(f"{spot} {with_verdict(thing.colour, old.colour)}, {with_verdict(thing.shape, old.shape)}")
     # A number stands first, for the tokenizer, too: each of the words compared is " red", never "red".
     counts = with_verdict(str(len(before.things)), str(len(after.things)))
