@@ -131,8 +131,8 @@ def is_at(words: str, seen: list[Seen], height: int, width: int) -> bool:
 
 SPOT = "(top left|top right|top|left|middle|right|bottom left|bottom right|bottom)"
 WORD = "([a-z]+)"
-KEPT = re.compile(rf"{SPOT} {SPOT} {WORD}, {WORD} {WORD} {WORD}, {WORD} {WORD} {WORD}")
-GONE = re.compile(rf"{SPOT} nothing number|nothing {SPOT} number")
+KEPT = re.compile(rf"{SPOT} {WORD} {WORD} {WORD}, {WORD} {WORD} {WORD}")
+NEW = re.compile(rf"{SPOT} {WORD} {WORD} nothing")
 
 
 def looked_over(working: str, question: str) -> list[tuple[str, bool | None]]:
@@ -156,23 +156,27 @@ def looked_over(working: str, question: str) -> list[tuple[str, bool | None]]:
     return found
 
 
-def compared(working: str) -> list[tuple[str, str]]:
-    """What a comparison of two pictures says of each shape, in the first and in the second: "red circle top left", or
-    "shape left" where it is in one of them only, and "" in the other. Its verdicts are those of the words."""
-    pairs = []
-    for number, line in enumerate(working.split("; "), start=1):
-        head, _, line = line.partition(" ")
-        assert head == str(number), working
-        if gone := GONE.fullmatch(line):
-            first, second = (f"shape {spot}" if spot else "" for spot in gone.groups())
-        else:
-            words = KEPT.fullmatch(line).groups()
-            befores, afters, verdicts = words[::3], words[1::3], words[2::3]
-            for before, after, verdict in zip(befores, afters, verdicts, strict=True):
-                assert verdict == ("same" if before == after else "other"), working
-            first, second = (f"{colour} {shape} {spot}" for spot, colour, shape in (befores, afters))
-        pairs.append((first, second))
-    return pairs
+def compared(working: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """What a comparison of two pictures says: the shapes of the first, "red circle top left", and those of the second,
+    each with what the first has there instead or as well ("": nothing). Its verdicts are those of the words, and what
+    it says of the first picture is said once there and once beside the second at most."""
+    first, second, counts = re.fullmatch(r"1 (.*); 2 (.*); (\d \d \w+)", working).groups()
+    befores = [words for words, _ in looked_over(first, "")]
+    left, pairs = [*befores], []
+    for part in re.findall(rf"(?:{SPOT.replace('(', '(?:')}) .*?(?:nothing|,.*?(?:same|other))(?=, |$)", second):
+        if new := NEW.fullmatch(part):
+            spot, colour, shape = new.groups()
+            assert not any(words.split(" ", 2)[2] == spot for words in left), working
+            pairs.append((f"{colour} {shape} {spot}", ""))
+            continue
+        spot, *words = KEPT.fullmatch(part).groups()
+        for one, other, verdict in (words[:3], words[3:]):
+            assert verdict == ("same" if one == other else "other"), working
+        left.remove(f"{words[1]} {words[4]} {spot}")
+        pairs.append((f"{words[0]} {words[3]} {spot}", f"{words[1]} {words[4]} {spot}"))
+    same = "same" if len(befores) == len(pairs) else "other"
+    assert counts == f"{len(befores)} {len(pairs)} {same}", working
+    return befores, pairs
 
 
 def size_word(one: Seen, height: int, width: int) -> str:

@@ -249,9 +249,9 @@ def check_clues(sample: Sample) -> None:
             assert turn.answer == str(len(seen)), turn
             check_working(turn, seen, *shape)
         elif turn.type in ("same_different", "what_changed"):
-            for number, (side, size) in enumerate(zip((first, second), sizes, strict=True)):
-                parts = [pair[number] for pair in compared(turn.working) if pair[number]]
-                assert len(parts) == len(side) and all(is_at(part, side, *size) for part in parts), turn
+            befores, pairs = compared(turn.working)
+            for parts, side, size in zip((befores, [now for now, _ in pairs]), (first, second), sizes, strict=True):
+                assert is_all_of(parts, side, *size), turn
         elif turn.type == "place_in":
             assert turn.answer == place_word(the_one(words, seen), *shape), turn
         elif turn.type in ("which_changed", "which_is_new"):
