@@ -22,12 +22,13 @@ def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tens
     """`[layer(x) for layer in layers]` for x (..., in): each (..., out of the layer), of a joint product as views."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_mixed(x) or not all(map(_is_plain, layers)):
         return [layer(x) for layer in layers]
-    weight = _joint(layers)
+    weights = [layer._parameters["weight"] for layer in layers]  # `layer.weight` would be looked up in three places
+    weight = _joint(layers, weights)
     if weight is None:
         return [layer(x) for layer in layers]
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+    biases = [bias for layer in layers if (bias := layer._parameters["bias"]) is not None]
     bias = torch.cat(biases) if biases else None
-    return nn.functional.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+    return torch.split_with_sizes(nn.functional.linear(x, weight, bias), [len(w) for w in weights], -1)
 
 
 def _is_mixed(x: torch.Tensor) -> bool:
@@ -39,12 +40,12 @@ def _is_mixed(x: torch.Tensor) -> bool:
 def _is_plain(layer: nn.Module) -> bool:
     """Whether calling the layer is its product and nothing else."""
     watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
-    return type(layer) is nn.Linear and not watched and type(layer.weight) is nn.Parameter
+    return type(layer) is nn.Linear and not watched and type(layer._parameters.get("weight")) is nn.Parameter
 
 
-def _joint(layers: Sequence[nn.Module]) -> torch.Tensor | None:
-    """The weights (out_i, in) as one (sum of out, in), laid together if they are not; None where they do not fit."""
-    weights = [layer.weight for layer in layers]
+def _joint(layers: Sequence[nn.Module], weights: Sequence[nn.Parameter]) -> torch.Tensor | None:
+    """The layers' weights (out_i, in) as one (sum of out, in), laid together if they are not; None where they do not
+    fit."""
     first = weights[0]
     if not _adjoin(weights):
         if any(w.dtype != first.dtype or w.device != first.device or not w.is_contiguous() for w in weights):
@@ -84,10 +85,10 @@ def _part(layer: nn.Module, prefix: str, keep_vars: bool) -> None:
 
 def _adjoin(weights: Sequence[torch.Tensor]) -> bool:
     """Whether each weight, row by row, begins in memory where the one before it ends, in one storage."""
-    storage = weights[0].untyped_storage().data_ptr()
-    at = weights[0].data_ptr()
+    at, size = weights[0].data_ptr(), weights[0].element_size()
     for weight in weights:
-        if weight.data_ptr() != at or weight.untyped_storage().data_ptr() != storage or not weight.is_contiguous():
+        if weight.data_ptr() != at or not weight.is_contiguous():
             return False
-        at += weight.numel() * weight.element_size()
-    return True
+        at += weight.numel() * size
+    storage = weights[0].untyped_storage()  # whatever lies within it is of it
+    return at <= storage.data_ptr() + storage.nbytes()
