@@ -70,8 +70,9 @@ def attend_on_cpu(
 
 
 def _softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is not None:
-        scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
+    if mask is None:
+        return scores.softmax(-1)
+    scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
     return torch._safe_softmax(scores, -1)  # zeros, not NaN, for a query that sees nothing
 
 

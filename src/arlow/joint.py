@@ -28,7 +28,7 @@ def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tens
         return [layer(x) for layer in layers]
     biases = [bias for layer in layers if (bias := layer._parameters["bias"]) is not None]
     bias = torch.cat(biases) if biases else None
-    return torch.split_with_sizes(nn.functional.linear(x, weight, bias), [len(w) for w in weights], -1)
+    return torch.split_with_sizes(nn.functional.linear(x, weight, bias), [layer.out_features for layer in layers], -1)
 
 
 def _is_mixed(x: torch.Tensor) -> bool:
@@ -59,7 +59,8 @@ def _joint(layers: Sequence[nn.Module], weights: Sequence[nn.Parameter]) -> torc
         with _lock:
             if not _adjoin(weights):  # another thread may have come first
                 _lay_together(layers)
-    return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))
+    rows, columns = sum(layer.out_features for layer in layers), first.shape[1]
+    return first.detach().as_strided((rows, columns), (columns, 1))
 
 
 def _lay_together(layers: Sequence[nn.Module]) -> None:
