@@ -45,11 +45,12 @@ def attend_on_cpu(
         (B, S, H, D), contiguous.
     """
     (batch, heads, count, size), groups = query.shape, key.shape[1]
-    grouped = (query * scaling).view(batch, groups, -1, count, size)  # [B, V, G, S, D]
+    query = query * scaling
     if count == 1:
-        scores = torch.matmul(grouped.squeeze(3), key.transpose(-1, -2))  # [B, V, G, K]
+        scores = torch.bmm(query.view(batch * groups, -1, size), key.flatten(0, 1).transpose(1, 2))  # [B*V, G, K]
         weights = _softmax(scores.view(batch, heads, 1, -1), mask)
-        return torch.matmul(weights.view_as(scores), value).view(batch, 1, heads, size)
+        return torch.bmm(weights.view_as(scores), value.flatten(0, 1)).view(batch, 1, heads, size)
+    grouped = query.view(batch, groups, -1, count, size)  # [B, V, G, S, D]
     causal = causal and mask is None
     output = query.new_empty(batch, heads, count, size)
     views = output.view(grouped.shape)
