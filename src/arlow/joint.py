@@ -23,12 +23,13 @@ def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tens
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_mixed(x) or not all(map(_is_plain, layers)):
         return [layer(x) for layer in layers]
     weights = [layer._parameters["weight"] for layer in layers]  # `layer.weight` would be looked up in three places
-    weight = _joint(layers, weights)
+    rows = [weight.shape[0] for weight in weights]  # not `out_features`: who shards a weight leaves that as it is
+    weight = _joint(layers, weights, sum(rows))
     if weight is None:
         return [layer(x) for layer in layers]
     biases = [bias for layer in layers if (bias := layer._parameters["bias"]) is not None]
     bias = torch.cat(biases) if biases else None
-    return torch.split_with_sizes(nn.functional.linear(x, weight, bias), [layer.out_features for layer in layers], -1)
+    return torch.split_with_sizes(nn.functional.linear(x, weight, bias), rows, -1)
 
 
 def _is_mixed(x: torch.Tensor) -> bool:
@@ -43,8 +44,8 @@ def _is_plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and not watched and type(layer._parameters.get("weight")) is nn.Parameter
 
 
-def _joint(layers: Sequence[nn.Module], weights: Sequence[nn.Parameter]) -> torch.Tensor | None:
-    """The layers' weights (out_i, in) as one (sum of out, in), laid together if they are not; None where they do not
+def _joint(layers: Sequence[nn.Module], weights: Sequence[nn.Parameter], rows: int) -> torch.Tensor | None:
+    """The layers' weights (out_i, in) as one (`rows`, in), laid together if they are not; None where they do not
     fit."""
     first = weights[0]
     if not _adjoin(weights):
@@ -59,7 +60,7 @@ def _joint(layers: Sequence[nn.Module], weights: Sequence[nn.Parameter]) -> torc
         with _lock:
             if not _adjoin(weights):  # another thread may have come first
                 _lay_together(layers)
-    rows, columns = sum(layer.out_features for layer in layers), first.shape[1]
+    columns = first.shape[1]
     return first.detach().as_strided((rows, columns), (columns, 1))
 
 
