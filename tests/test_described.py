@@ -14,7 +14,8 @@ from arlow.data.captions import PLACES
 from arlow.data.described import described_clip, described_pair, described_scene, make_described
 from arlow.data.questions import Turn, options_of
 from arlow.data.samples import draw_scene_of
-from arlow.data.scenes import COLOURS, SHAPES, allowed_pairs
+from arlow.data.scenes import COLOURS, SHAPES, Scene, allowed_pairs, draw_scene, draw_thing
+from arlow.data.two_media import compare
 
 
 SIZES = ("small", "medium", "large")
@@ -157,6 +158,27 @@ def test_two_pictures_differ_in_their_words(seed: int) -> None:
                 assert turn.working == same.working
             if turn.type == "count":
                 assert turn.answer == str(len(read(first if "first" in turn.question else second)))
+
+
+def test_what_is_twice_at_one_place_is_compared_with_its_like() -> None:
+    """A yellow triangle that stays in the middle is not taken for the blue circle that comes to stand before it."""
+    rng = random.Random(0)
+    ground = draw_scene(rng, [("circle", "red")]).ground
+    triangle = draw_thing(rng, ("triangle", "yellow"), x=0.6, y=0.5, radius=0.1)
+    circle = draw_thing(rng, ("circle", "blue"), x=0.4, y=0.5, radius=0.1)
+    before, after = (Scene(1.0, 1.0, things, ground) for things in ((triangle,), (circle, triangle)))
+    assert compare(before, after) == (
+        "1 middle yellow triangle; 2 middle blue circle nothing, middle yellow yellow same, triangle triangle same; "
+        "1 2 other"
+    )
+    assert compare(after, before) == (
+        "1 middle blue circle, middle yellow triangle; 2 middle yellow yellow same, triangle triangle same; 2 1 other"
+    )
+    star = draw_thing(rng, ("star", "yellow"), x=0.6, y=0.5, radius=0.1)
+    assert compare(after, Scene(1.0, 1.0, (circle, star), ground)) == (
+        "1 middle blue circle, middle yellow triangle; "
+        "2 middle blue blue same, circle circle same, middle yellow yellow same, star triangle other; 2 2 same"
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))

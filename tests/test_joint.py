@@ -41,6 +41,27 @@ def test_values_and_parameters_stay(bias, mode):
     assert all(parameter.grad is not None for parameter in modules.parameters())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda modules: setattr(modules[1], "weight", modules[2].weight),
+        lambda modules: setattr(modules[0], "bias", None),
+        lambda modules: (delattr(modules[0], "bias"), setattr(modules[0], "bias", torch.ones(8))),
+        lambda modules: setattr(modules[0], "weight", nn.Parameter(modules[0].weight[:6].detach())),
+    ],
+    ids=["tied", "one without bias", "bias that is no parameter", "fewer rows than out_features"],
+)
+def test_unusual_layers_give_what_calls_give(change):
+    modules, x = layers(bias=True), torch.randn(3, 16)
+    change(modules)
+    if len(modules[0].weight) == 6:
+        modules[0].bias = nn.Parameter(torch.randn(6))
+    with torch.no_grad():
+        for _ in range(2):
+            for actual, module in zip(project(x, modules), modules, strict=True):
+                torch.testing.assert_close(actual, module(x))
+
+
 def test_a_changed_weight_is_seen():
     """In place, replaced or moved: the next product uses the weights as they are."""
     modules, x = layers(), torch.randn(3, 16)

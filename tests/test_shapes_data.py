@@ -310,6 +310,19 @@ def test_unwritable_places_and_unknown_names_are_refused(tmp_path: Path) -> None
 # What every sample keeps to
 
 
+@pytest.mark.parametrize("task", ["picture", "described", "two_images"])
+def test_conversations_do_not_repeat_themselves(task: str) -> None:
+    """Of one scene at most two answers go over it; no question comes twice, in other capitals or without its mark."""
+    for seed in range(60):
+        turns = make_sample(task, split="train", seed=seed).turns
+        keys = [re.sub(r"\W+$", "", turn.question.lower()) for turn in turns]
+        assert len({*keys}) == len(keys), turns
+        if task == "two_images":
+            assert len(turns) <= 4 and {"same_different", "what_changed"} & {turn.type for turn in turns}
+        if task == "picture":
+            assert sum(bool(turn.working) for turn in turns) <= 2 and len(turns) <= 5
+
+
 @settings(max_examples=80, deadline=None)
 @given(task=st.sampled_from([*MAKERS]), split=st.sampled_from(SPLITS), seed=st.integers(0, 2**60))
 def test_samples_keep_to_their_limits(task: str, split: str, seed: int) -> None:
@@ -319,7 +332,7 @@ def test_samples_keep_to_their_limits(task: str, split: str, seed: int) -> None:
     assert len({turn.question.lower() for turn in sample.turns}) == len(sample.turns)
     for turn in sample.turns:
         assert turn.question.strip() == turn.question and "{" not in turn.question
-        assert turn.reply.strip() == turn.reply != "" and len(turn.reply) < 260
+        assert turn.reply.strip() == turn.reply != "" and len(turn.reply) < 340
     expected = {
         "two_images": (Picture, Picture),
         "clip": (Clip,),

@@ -47,7 +47,7 @@ def attend_on_cpu(
     (batch, heads, count, size), groups = query.shape, key.shape[1]
     query = query * scaling
     if count == 1:
-        scores = torch.bmm(query.view(batch * groups, -1, size), key.flatten(0, 1).transpose(1, 2))  # [B*V, G, K]
+        scores = torch.bmm(query.reshape(batch * groups, -1, size), key.flatten(0, 1).transpose(1, 2))  # [B*V, G, K]
         weights = _softmax(scores.view(batch, heads, 1, -1), mask)
         return torch.bmm(weights.view_as(scores), value.flatten(0, 1)).view(batch, 1, heads, size)
     grouped = query.view(batch, groups, -1, count, size)  # [B, V, G, S, D]
@@ -71,7 +71,7 @@ def attend_on_cpu(
 
 
 def _softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is None:
+    if mask is None:  # each sees some key
         return scores.softmax(-1)
     scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
     return torch._safe_softmax(scores, -1)  # zeros, not NaN, for a query that sees nothing

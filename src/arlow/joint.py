@@ -28,6 +28,8 @@ def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tens
     if weight is None:
         return [layer(x) for layer in layers]
     biases = [bias for layer in layers if (bias := layer._parameters["bias"]) is not None]
+    if 0 < len(biases) < len(layers):
+        return [layer(x) for layer in layers]
     bias = torch.cat(biases) if biases else None
     return torch.split_with_sizes(nn.functional.linear(x, weight, bias), rows, -1)
 
@@ -41,7 +43,8 @@ def _is_mixed(x: torch.Tensor) -> bool:
 def _is_plain(layer: nn.Module) -> bool:
     """Whether calling the layer is its product and nothing else."""
     watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
-    return type(layer) is nn.Linear and not watched and type(layer._parameters.get("weight")) is nn.Parameter
+    own = layer._parameters
+    return type(layer) is nn.Linear and not watched and type(own.get("weight")) is nn.Parameter and "bias" in own
 
 
 def _joint(layers: Sequence[nn.Module], weights: Sequence[nn.Parameter], rows: int) -> torch.Tensor | None:
@@ -51,6 +54,8 @@ def _joint(layers: Sequence[nn.Module], weights: Sequence[nn.Parameter], rows: i
     if not _adjoin(weights):
         if any(w.dtype != first.dtype or w.device != first.device or not w.is_contiguous() for w in weights):
             return None
+        if len({*map(id, weights)}) < len(weights):
+            return None  # layers that share one weight
         if first.device.type == "meta" or first.is_inference():
             return None
         if first.device.type == "cpu" and any(w.is_shared() for w in weights):
@@ -89,7 +94,7 @@ def _adjoin(weights: Sequence[torch.Tensor]) -> bool:
     """Whether each weight, row by row, begins in memory where the one before it ends, in one storage."""
     at, size = weights[0].data_ptr(), weights[0].element_size()
     for weight in weights:
-        if weight.data_ptr() != at or not weight.is_contiguous():
+        if weight.data_ptr() != at or weight.dtype != weights[0].dtype or not weight.is_contiguous():
             return False
         at += weight.numel() * size
     storage = weights[0].untyped_storage()  # whatever lies within it is of it

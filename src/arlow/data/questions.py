@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ..bundled import ANSWER_AFTER
 from .captions import certain_place, certain_size, in_reading_order, name_of, spot_of, third
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
-from .wordings import article, ask
+from .wordings import article, ask, plain
 
 
 @dataclass(frozen=True)
@@ -456,13 +456,13 @@ def pick_turns(
     chosen, told = [first], set() if is_free else set(first.tells)
     used = Counter([first.turn.type])
     while len(chosen) < most:
-        asked = {option.turn.question for option in chosen}
+        asked = {plain(option.turn.question) for option in chosen}
         looked = sum(bool(option.turn.working) for option in chosen)
         fresh = {
             kind: [
                 option
                 for option in pool
-                if option.turn.question not in asked
+                if plain(option.turn.question) not in asked
                 and not option.asks & told
                 and (looked < MOST_LOOKED_OVER or not option.turn.working)
             ]

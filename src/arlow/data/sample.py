@@ -86,8 +86,9 @@ def draw_side(rng: random.Random, *scenes: Scene) -> int:
 
 
 def in_turn(rng: random.Random, first: Turn, others: list[Turn], most: int) -> list[Turn]:
-    """Up to `most` turns. Mostly `first` comes first; in a third of conversations others may give its answer away."""
-    turns = [first, *others]
+    """`first` and others, up to `most` turns. Mostly it comes first; in a third of conversations others may give its
+    answer away."""
+    turns = [first, *others][:most]
     if most > 1 and rng.random() < 0.33:
         rng.shuffle(turns)
-    return turns[:most]
+    return turns

@@ -62,6 +62,7 @@ SCENE_WEIGHTS = {
     "exists": 1.0, "absent": 1.0,
 }  # fmt: skip
 CLUE_WEIGHTS = {"place": 1.0, "size": 0.3}
+MOST_OF_PICTURE = 4  # turns that a scene answers
 
 
 def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
@@ -80,8 +81,8 @@ def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = Fal
     if most > 1:
         weights = SCENE_WEIGHTS | CLUE_WEIGHTS
         pools = {other: options_of(rng, scene, other, allowed=allowed_pairs(split)) for other in weights}
-        turns = pick_turns(rng, first, pools, rng.randint(2, 4), weights=weights)
-        if rng.random() < 0.06:
+        turns = pick_turns(rng, first, pools, min(most, rng.randint(2, MOST_OF_PICTURE)), weights=weights)
+        if len(turns) < most and rng.random() < 0.06:
             turns.append(unknown_turn(rng, split, without_media=False))
     return Sample([picture_of(rng, scene)], turns)
 

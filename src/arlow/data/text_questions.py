@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from .questions import Turn, yes_no
 from .scenes import SEEN_PAIRS
-from .wordings import CLIP, DIGIT, PAIR, PICTURE, article, vary
+from .wordings import CLIP, DIGIT, PAIR, PICTURE, article, plain, vary
 
 
 MOST_SUMMAND = 30
@@ -133,11 +133,6 @@ def comparison_is_in(split: str, first: int, second: int) -> bool:
 def word_is_in(split: str, word: str) -> bool:
     """Whether spelling this word belongs to `split`."""
     return may_hold(split, f"word {word}")
-
-
-def plain(question: str) -> str:
-    """A question without what `vary` changes: its key."""
-    return question.lower().rstrip("?.! ")
 
 
 # What is asked

@@ -33,6 +33,7 @@ from .wordings import ask, vary
 
 CHANGES = ("colour", "shape", "number", "position")
 COMMON = ("colour", "shape", "both", "nothing")
+MOST_OF_PAIR = 4  # turns about two pictures: they say the same things again and again
 SAME_SIZE = 0.85  # chance of each of two pictures to be of the usual size
 
 
@@ -51,7 +52,7 @@ def make_two_images(rng: random.Random, split: str, most: int, *, plain: bool = 
     pictures = [shoot(rng, render(rng, scene, side)) for scene, side in zip(scenes, sides, strict=True)]
     first, others = turns.pop(kind), [*turns.values()]
     rng.shuffle(others)
-    return Sample([*pictures], in_turn(rng, first, others, min(most, 4)))
+    return Sample([*pictures], in_turn(rng, first, others, min(most, MOST_OF_PAIR)))
 
 
 def pair_turns(rng: random.Random, scenes: Sequence[Scene], thing: Thing, change: str | None) -> dict[str, Turn]:
@@ -80,20 +81,34 @@ def compare(before: Scene, after: Scene) -> str:
     """Everything in the first picture, then in the second, there beside what the first has at the same place, and how
     many there are: "1 top red star, left blue circle; 2 top red red same, star star same, right blue circle nothing;
     2 2 same"."""
-    there: dict[str, list[Thing]] = {}
-    for thing in in_reading_order(before):
-        there.setdefault(spot_of(before, thing), []).append(thing)
     looks = []
-    for thing in in_reading_order(after):
-        spot = spot_of(after, thing)
-        if not (olds := there.get(spot)):
-            looks.append(f"{spot} {name_of(thing)} nothing")
-            continue
-        old = olds.pop(next((index for index, one in enumerate(olds) if one.pair == thing.pair), 0))
-        looks.append(f"{spot} {with_verdict(thing.colour, old.colour)}, {with_verdict(thing.shape, old.shape)}")
+    for thing, old in zip(in_reading_order(after), partners(before, after), strict=True):
+        if old is None:
+            told = f"{name_of(thing)} nothing"
+        else:
+            told = f"{with_verdict(thing.colour, old.colour)}, {with_verdict(thing.shape, old.shape)}"
+        looks.append(f"{spot_of(after, thing)} {told}")
     # A number stands first, for the tokenizer, too: each of the words compared is " red", never "red".
     counts = with_verdict(str(len(before.things)), str(len(after.things)))
     return f"1 {looked_over(before)}; 2 {', '.join(looks)}; {counts}"
+
+
+def partners(before: Scene, after: Scene) -> list[Thing | None]:
+    """What the first picture has in the same ninth, for each shape of the second in reading order: its like, or else
+    one that has no like there. None: nothing."""
+    olds, news = in_reading_order(before), in_reading_order(after)
+    found: list[Thing | None] = [None] * len(news)
+    for is_enough in (False, True):  # to be in the same ninth
+        for index, thing in enumerate(news):
+            fitting = (
+                old
+                for old in olds
+                if spot_of(before, old) == spot_of(after, thing) and (is_enough or old.pair == thing.pair)
+            )
+            if found[index] is None and (old := next(fitting, None)):
+                found[index] = old
+                olds.remove(old)
+    return found
 
 
 def side_by_side(one: Pair, other: Pair) -> str:

@@ -98,6 +98,11 @@ def vary(rng: random.Random, question: str) -> str:
     return question.lower() if chance < 0.15 else question
 
 
+def plain(question: str) -> str:
+    """A question without what `vary` changes: its key."""
+    return question.lower().rstrip("?.! ")
+
+
 def article(words: str) -> str:
     """`words` with "a" or "an"."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
