@@ -61,8 +61,8 @@ SCENE_WEIGHTS = {
     "shape": 1.3, "colour": 1.5, "count": 1.7, "larger": 1.2, "position": 1.8, "side": 2.2, "position_yes_no": 1.8,
     "exists": 1.0, "absent": 1.0,
 }  # fmt: skip
-CLUE_WEIGHTS = {"place": 1.0, "size": 0.3}
-MOST_OF_PICTURE = 4  # turns that a scene answers
+CLUE_WEIGHTS = {"place": 0.5, "size": 1.0}
+MOST_OF_PICTURE = 6  # turns that a scene answers; those beyond the long ones take a word or two
 
 
 def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
@@ -81,7 +81,7 @@ def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = Fal
     if most > 1:
         weights = SCENE_WEIGHTS | CLUE_WEIGHTS
         pools = {other: options_of(rng, scene, other, allowed=allowed_pairs(split)) for other in weights}
-        turns = pick_turns(rng, first, pools, min(most, rng.randint(2, MOST_OF_PICTURE)), weights=weights)
+        turns = pick_turns(rng, first, pools, min(most, rng.randint(4, MOST_OF_PICTURE)), weights=weights)
         if len(turns) < most and rng.random() < 0.06:
             turns.append(unknown_turn(rng, split, without_media=False))
     return Sample([picture_of(rng, scene)], turns)
@@ -242,10 +242,11 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
     ]
     turns += story_clues(rng, story, name)
     # What does not happen: the answers are those of questions that take it for granted that it does.
-    nothing = [(asked, answer) for asked, answer in STILL.items() if facts[asked] is None]
-    if nothing and (kind == "absent" or rng.random() < 0.5):
-        asked, answer = nothing[0] if rng.random() < 0.7 else nothing[-1]
-        turns.append(Turn("absent", ask(rng, asked, name), answer))
+    turns += [
+        Turn("absent", ask(rng, asked, name), answer)
+        for asked, answer in STILL.items()
+        if facts[asked] is None and (kind == "absent" or rng.random() < 0.5)
+    ]
     rng.shuffle(turns)
     return sorted(turns, key=lambda turn: turn.type != kind)
 
