@@ -320,7 +320,7 @@ def test_conversations_do_not_repeat_themselves(task: str) -> None:
         if task == "two_images":
             assert len(turns) <= 4 and {"same_different", "what_changed"} & {turn.type for turn in turns}
         if task == "picture":
-            assert sum(bool(turn.working) for turn in turns) <= 2 and len(turns) <= 7
+            assert sum(bool(turn.working) for turn in turns) <= 2 and len(turns) <= 5
 
 
 @settings(max_examples=80, deadline=None)

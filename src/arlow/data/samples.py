@@ -61,8 +61,8 @@ SCENE_WEIGHTS = {
     "shape": 1.3, "colour": 1.5, "count": 1.7, "larger": 1.2, "position": 1.8, "side": 2.2, "position_yes_no": 1.8,
     "exists": 1.0, "absent": 1.0,
 }  # fmt: skip
-CLUE_WEIGHTS = {"place": 0.5, "size": 1.0}
-MOST_OF_PICTURE = 6  # turns that a scene answers; those beyond the long ones take a word or two
+CLUE_WEIGHTS = {"place": 1.0, "size": 0.3}
+MOST_OF_PICTURE = 4  # turns that a scene answers
 
 
 def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = False) -> Sample:
@@ -81,7 +81,7 @@ def make_picture(rng: random.Random, split: str, most: int, *, plain: bool = Fal
     if most > 1:
         weights = SCENE_WEIGHTS | CLUE_WEIGHTS
         pools = {other: options_of(rng, scene, other, allowed=allowed_pairs(split)) for other in weights}
-        turns = pick_turns(rng, first, pools, min(most, rng.randint(4, MOST_OF_PICTURE)), weights=weights)
+        turns = pick_turns(rng, first, pools, min(most, rng.randint(2, MOST_OF_PICTURE)), weights=weights)
         if len(turns) < most and rng.random() < 0.06:
             turns.append(unknown_turn(rng, split, without_media=False))
     return Sample([picture_of(rng, scene)], turns)
@@ -139,6 +139,18 @@ def make_list(rng: random.Random, split: str, most: int, *, plain: bool = False)
     scene = draw_scene(rng, draw_pairs(rng, rng.randint(2, 4), allowed_pairs(split)))
     scene = make_plain(scene) if plain else scene
     return Sample([picture_of(rng, scene)], [draw_list(rng, scene, allowed_pairs(split))])
+
+
+def make_sizes(rng: random.Random, split: str, most: int) -> Sample:
+    """Two to four shapes, and which is larger: in conversations about everything that is asked too seldom."""
+    larger: list[Option] = []
+    while not larger:
+        scene = draw_scene(rng, draw_pairs(rng, rng.randint(2, 4), allowed_pairs(split)))
+        larger = options_of(rng, scene, "larger", allowed=())
+    turns = [option.turn for option in rng.sample(larger, min(2, len(larger)))]
+    sizes = options_of(rng, scene, "size", allowed=())
+    others = turns[1:] + [option.turn for option in rng.sample(sizes, min(2, len(sizes)))]
+    return Sample([picture_of(rng, scene)], in_turn(rng, turns[0], others, most))
 
 
 def make_grid(rng: random.Random, split: str, most: int) -> Sample:
@@ -242,11 +254,10 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
     ]
     turns += story_clues(rng, story, name)
     # What does not happen: the answers are those of questions that take it for granted that it does.
-    turns += [
-        Turn("absent", ask(rng, asked, name), answer)
-        for asked, answer in STILL.items()
-        if facts[asked] is None and (kind == "absent" or rng.random() < 0.5)
-    ]
+    nothing = [(asked, answer) for asked, answer in STILL.items() if facts[asked] is None]
+    if nothing and (kind == "absent" or rng.random() < 0.5):
+        asked, answer = nothing[0] if rng.random() < 0.7 else nothing[-1]
+        turns.append(Turn("absent", ask(rng, asked, name), answer))
     rng.shuffle(turns)
     return sorted(turns, key=lambda turn: turn.type != kind)
 
@@ -370,6 +381,7 @@ MAKERS: dict[str, Callable[[random.Random, str, int], Sample]] = {
     "list": make_list,
     "plain_list": partial(make_list, plain=True),
     "grid": make_grid,
+    "sizes": make_sizes,
     "plain_two_images": partial(make_two_images, plain=True),
     "plain_text": make_text,
 }

@@ -38,12 +38,13 @@ ROW_BYTES = {  # on the disk, about
     "text": 1_000, "caption": 30_000, "texts": 300, "sheet": 40_000, "single": 8_000, "spot": 8_000,
     "plain_picture": 12_000, "plain_two_images": 25_000, "plain_text": 1_000, "described": 1_000,
     "list": 20_000, "plain_list": 12_000, "grid": 16_000,
+    "sizes": 20_000,
 }  # fmt: skip
 FILES = {
     "caption": "captions.jsonl", "sheet": "sheets.jsonl", "single": "singles.jsonl", "spot": "singles.jsonl",
     "plain_picture": "plain.jsonl", "plain_two_images": "plain.jsonl", "plain_text": "plain.jsonl",
     "described": "described.jsonl", "list": "lists.jsonl", "plain_list": "lists.jsonl",
-    "grid": "sheets.jsonl",
+    "grid": "sheets.jsonl", "sizes": "sizes.jsonl",
 }  # fmt: skip
 INDEX = "data.jsonl"  # of all other tasks
 TEXTS = "texts.jsonl"  # of the task "texts"
@@ -55,7 +56,7 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
         "train": {"picture": 26000, "digit": 16000, "clip": 12000, "two_images": 13000, "image_and_clip": 4000,
                   "text": 16000, "caption": 10000, "sheet": 40000, "single": 30000, "spot": 14000,
                   "grid": 20000, "list": 4000, "plain_list": 2000, "plain_picture": 16000, "plain_two_images": 8000,
-                  "plain_text": 8000, "described": 60000, "texts": 60000},
+                  "plain_text": 8000, "described": 60000, "sizes": 8000, "texts": 60000},
         "validation": {"picture": 450, "digit": 150, "clip": 280, "two_images": 200, "image_and_clip": 80,
                        "text": 280, "caption": 100, "sheet": 300, "grid": 100, "single": 200, "spot": 100,
                        "plain_picture": 200, "described": 300, "texts": 1000},
