@@ -323,6 +323,15 @@ def test_conversations_do_not_repeat_themselves(task: str) -> None:
             assert sum(bool(turn.working) for turn in turns) <= 2 and len(turns) <= 5
 
 
+def test_sizes_are_asked_of_two_shapes_or_more() -> None:
+    """Which is larger in every conversation, of names in its question; how large something is, and nothing else."""
+    for seed in range(40):
+        turns = make_sample("sizes", split="train", seed=seed).turns
+        assert {turn.type for turn in turns} <= {"larger", "size"} and len(turns) <= 4
+        larger = [turn for turn in turns if turn.type == "larger"]
+        assert larger and all(turn.answer in turn.question.lower() for turn in larger)
+
+
 @settings(max_examples=80, deadline=None)
 @given(task=st.sampled_from([*MAKERS]), split=st.sampled_from(SPLITS), seed=st.integers(0, 2**60))
 def test_samples_keep_to_their_limits(task: str, split: str, seed: int) -> None:
