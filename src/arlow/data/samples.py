@@ -142,15 +142,16 @@ def make_list(rng: random.Random, split: str, most: int, *, plain: bool = False)
 
 
 def make_sizes(rng: random.Random, split: str, most: int) -> Sample:
-    """Two to four shapes, and which is larger: in conversations about everything that is asked too seldom."""
+    """Two to four shapes, which of two is larger, and how large they are: what is asked of scenes too seldom."""
     larger: list[Option] = []
     while not larger:
         scene = draw_scene(rng, draw_pairs(rng, rng.randint(2, 4), allowed_pairs(split)))
         larger = options_of(rng, scene, "larger", allowed=())
-    turns = [option.turn for option in rng.sample(larger, min(2, len(larger)))]
+    chosen = rng.sample(larger, min(2, len(larger)))
     sizes = options_of(rng, scene, "size", allowed=())
-    others = turns[1:] + [option.turn for option in rng.sample(sizes, min(2, len(sizes)))]
-    return Sample([picture_of(rng, scene)], in_turn(rng, turns[0], others, most))
+    chosen += rng.sample(sizes, min(2, len(sizes)))
+    first, *others = (option.turn for option in chosen)
+    return Sample([picture_of(rng, scene)], in_turn(rng, first, others, most))
 
 
 def make_grid(rng: random.Random, split: str, most: int) -> Sample:

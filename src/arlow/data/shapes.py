@@ -37,8 +37,7 @@ ROW_BYTES = {  # on the disk, about
     "picture": 20_000, "digit": 25_000, "clip": 75_000, "two_images": 35_000, "image_and_clip": 75_000,
     "text": 1_000, "caption": 30_000, "texts": 300, "sheet": 40_000, "single": 8_000, "spot": 8_000,
     "plain_picture": 12_000, "plain_two_images": 25_000, "plain_text": 1_000, "described": 1_000,
-    "list": 20_000, "plain_list": 12_000, "grid": 16_000,
-    "sizes": 20_000,
+    "list": 20_000, "plain_list": 12_000, "grid": 16_000, "sizes": 20_000,
 }  # fmt: skip
 FILES = {
     "caption": "captions.jsonl", "sheet": "sheets.jsonl", "single": "singles.jsonl", "spot": "singles.jsonl",
