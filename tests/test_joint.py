@@ -10,7 +10,8 @@ import torch
 from tiny_models import tiny_causal_lm
 from torch import nn
 
-from arlow.joint import _adjoin, project
+from arlow import joint
+from arlow.joint import _adjoin, call, linear, project
 
 
 def layers(bias: bool = False) -> nn.ModuleList:
@@ -172,3 +173,59 @@ def test_accelerate_saves_all_weights(tmp_path):
     saved = load_file(tmp_path / "model.safetensors")
     assert layers <= saved.keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items() if name in layers)
+
+
+class _Products(torch.utils._python_dispatch.TorchDispatchMode):
+    """Writes down the first sizes of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.seen.append(tuple(args[-2].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(7,), (8,), (3, 4), (15, 1), (16,), (9, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_few_rows_are_turned(monkeypatch, bias, shape, dtype):
+    """Of 8 to 15 rows of float32 the weight stands first; values are those of the layer, whatever the layout of x."""
+    monkeypatch.setattr(joint, "LARGE", 1)
+    modules = layers(bias).to(dtype)
+    x = torch.randn(*shape[:-1], 16, shape[-1], dtype=dtype).transpose(-1, -2)  # [..., rows, 16], not contiguous
+    count = x.numel() // 16
+    exact = copy.deepcopy(modules).double()
+    expected = [module(x.double()).detach() for module in exact]
+    with torch.no_grad(), _Products() as products:
+        found = [*project(x, modules), call(modules[1], x), linear(x, modules[2].weight, modules[2].bias)]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+    for actual, wanted in zip(found, [*expected, *expected[1:]], strict=True):
+        torch.testing.assert_close(actual.double(), wanted, atol=tolerance, rtol=tolerance)
+        assert actual.dtype == dtype and actual.shape == wanted.shape
+    turned = [first for first, _ in products.seen if first != count]
+    assert len(turned) == (3 if dtype == torch.float32 and 8 <= count < 16 else 0), products.seen
+
+
+def test_few_rows_are_called_where_it_matters(monkeypatch):
+    """With gradients, with hooks, under autocast and for a small weight the layer itself is called."""
+    layer, x = nn.Linear(16, 24), torch.randn(8, 16)
+
+    def turned() -> int:
+        with _Products() as products:
+            call(layer, x)
+        return sum(first == 24 for first, _ in products.seen)
+
+    with torch.no_grad():
+        assert not turned()  # small
+        monkeypatch.setattr(joint, "LARGE", 1)
+        assert turned()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not turned()
+    assert not turned() and call(layer, x).requires_grad
+    calls = []
+    layer.register_forward_hook(lambda *args: calls.append(args))
+    with torch.no_grad():
+        assert not turned() and len(calls) == 1

@@ -1,9 +1,9 @@
-"""Several linear layers of one input as one matrix product, for inference: fewer, larger products.
+"""The products of linear layers in inference: several of one input as one, and few rows the way round that is faster.
 
-The layers stay what they are, by name, type and parameter: their weights are laid one behind the other in memory once,
-and the joint product reads them there. Whatever moves a weight elsewhere (another device, an adapter) parts them, and
-they are laid together again; a state dict parts them, too. Weights whose memory others use (another process, what
-shards them) are used one by one.
+Fewer, larger products: the layers stay what they are, by name, type and parameter: their weights are laid one behind
+the other in memory once, and the joint product reads them there. Whatever moves a weight elsewhere (another device, an
+adapter) parts them, and they are laid together again; a state dict parts them, too. Weights whose memory others use
+(another process, what shards them) are used one by one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ import torch
 from torch import nn
 
 
+# Of 8 to 15 rows of float32 with a weight beyond the cache MKL takes twice as long as of 24 (LOG.md, 2026-11-23); the
+# other way round, weight times rows, it does not.
+FEW_ROWS = range(8, 16)
+LARGE = 2**21  # numbers in a weight
+
 _lock = threading.Lock()
 
 
 def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tensor]:
     """`[layer(x) for layer in layers]` for x (..., in): each (..., out of the layer), of a joint product as views."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_mixed(x) or not all(map(_is_plain, layers)):
+    if not _is_free(x) or not all(map(_is_plain, layers)):
         return [layer(x) for layer in layers]
     weights = [layer._parameters["weight"] for layer in layers]  # `layer.weight` would be looked up in three places
     rows = [weight.shape[0] for weight in weights]  # not `out_features`: who shards a weight leaves that as it is
@@ -31,13 +36,47 @@ def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tens
     if 0 < len(biases) < len(layers):
         return [layer(x) for layer in layers]
     bias = torch.cat(biases) if biases else None
-    return torch.split_with_sizes(nn.functional.linear(x, weight, bias), rows, -1)
+    product = _turned(x, weight, bias) if _is_few(x, weight) else nn.functional.linear(x, weight, bias)
+    return torch.split_with_sizes(product, rows, -1)
 
 
-def _is_mixed(x: torch.Tensor) -> bool:
-    """Whether autocast chooses the dtype of products."""
+def call(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`layer(x)`, few rows the faster way round."""
+    weight = layer._parameters.get("weight")
+    if weight is None or not _is_few(x, weight) or not _is_plain(layer):
+        return layer(x)
+    return linear(x, weight, layer._parameters["bias"])
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`nn.functional.linear`, few rows the faster way round."""
+    if _is_few(x, weight) and _is_free(x):
+        return _turned(x, weight, bias)
+    return nn.functional.linear(x, weight, bias)
+
+
+def _is_few(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the product of `x` with this weight is faster the other way round."""
+    return (
+        weight.numel() >= LARGE
+        and not torch.compiler.is_compiling()  # whose graphs are for any number of rows
+        and x.shape[:-1].numel() in FEW_ROWS
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+    )
+
+
+def _turned(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`linear(x, weight, bias)` as weight times rows."""
+    product = (weight @ x.reshape(-1, x.shape[-1]).T).T.contiguous().view(*x.shape[:-1], -1)
+    return product if bias is None else product.add_(bias)
+
+
+def _is_free(x: torch.Tensor) -> bool:
+    """Whether products may be made in another way than called for: no gradient, no graph, no choice of dtypes."""
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    is_mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_mixed)
 
 
 def _is_plain(layer: nn.Module) -> bool:

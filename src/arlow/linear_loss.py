@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .joint import linear
+
 
 CHUNK_LOGITS = 2**25  # of one chunk: 256 tokens over 131,072 words, 128 MiB in float32
 WORDS = 2**14  # whose gradient is added at a time
@@ -33,9 +35,10 @@ class LanguageHead(nn.Linear):
 
     def forward(self, hidden_states: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (..., V) of states (..., E); with `labels` (...) the summed loss, as of [`linear_loss`]."""
+        is_plain = type(self.weight) in (torch.Tensor, nn.Parameter)
         if labels is None:
-            return super().forward(hidden_states)
-        if self.bias is None and type(self.weight) in (torch.Tensor, nn.Parameter):
+            return linear(hidden_states, self.weight, self.bias) if is_plain else super().forward(hidden_states)
+        if self.bias is None and is_plain:
             return linear_loss(hidden_states, self.weight, labels)
         return checkpointed_loss(super().forward, hidden_states, labels)  # weights quantised in place
 

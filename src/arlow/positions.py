@@ -57,9 +57,11 @@ def get_rope_index(
         real = attention_mask.to(device).bool()
     types = torch.where(real, mm_token_type_ids.to(device), -1)
 
-    counts = count_placeholders(types)
-    advance = (types == TEXT).long()  # how far the position moves on after each token
-    offsets = torch.zeros(3, *types.shape, dtype=torch.long, device=device)  # within an item: 0, row and column
+    masks = _placeholders(types)
+    counts = _count(masks)
+    # In 32 bits: half the memory to go through, and integers of 64 divide slowly on a CPU.
+    advance = (types == TEXT).int()  # how far the position moves on after each token
+    offsets = torch.zeros(2, *types.shape, dtype=torch.int, device=device)  # row and column within an item
     for kind, grids in ((IMAGE, image_grid_thw), (VIDEO, video_grid_thw)):
         items = merged_grids(grids, spatial_merge_size)
         sizes = [groups * rows * columns for groups, rows, columns in items]
@@ -68,16 +70,16 @@ def get_rope_index(
             sizes = [int(part.sum()) for part in kept.cpu().split(sizes)]
         check_placeholders(counts[kind], sizes, kind)
         if items:
-            here = types == kind
             frames = [(rows, columns) for groups, rows, columns in items for _ in range(groups)]
             tokens = _item_tokens(frames, device, kept)
-            advance.masked_scatter_(here, tokens[0])
-            offsets[1:].masked_scatter_(here, tokens[1:])
+            advance.masked_scatter_(masks[kind], tokens[0])
+            offsets.masked_scatter_(masks[kind], tokens[1:])
 
-    base = advance.cumsum(-1) - advance  # exclusive: where each token, or its whole item, starts
+    base = advance.cumsum(-1, dtype=torch.int) - advance  # exclusive: where each token, or its whole item, starts
     if start is not None:
-        base = base + start.to(device)
-    positions = base.masked_fill(~real, 0) + offsets  # [3, B, S]
+        base = base + start.to(base)
+    base = base.masked_fill(~real, 0)
+    positions = torch.cat((base[None], base + offsets))  # [3, B, S]
     deltas = positions.amax(dim=(0, 2)) + 1 - real.sum(-1)
     return positions.to(input_ids.dtype), deltas[:, None].to(input_ids.dtype)
 
@@ -101,27 +103,36 @@ def on_host(grids: torch.Tensor | None) -> torch.Tensor | None:
 def _item_tokens(sides: list[tuple[int, int]], device: torch.device, kept: torch.Tensor | None = None) -> torch.Tensor:
     """For the tokens of all images and frame groups in order, or those `kept` (M,): advance, row, column (3, tokens).
     The last token of each has the advance."""
-    rows, columns = torch.tensor(sides, device=device).unbind(-1)
+    rows, columns = torch.tensor(sides, dtype=torch.int, device=device).unbind(-1)
     sizes = rows * columns
     total = sum(h * w for h, w in sides)
-    item = torch.repeat_interleave(torch.arange(len(sides), device=device), sizes, output_size=total)
+    item = torch.repeat_interleave(sizes, output_size=total)
     ends = sizes.cumsum(0)
-    index = torch.arange(total, device=device) - (ends - sizes)[item]  # within the item
+    starts = (ends - sizes).int()
+    index = torch.arange(total, dtype=torch.int, device=device) - starts[item]  # within the item
     if kept is not None:
         item, index = item[kept], index[kept]
         ends = torch.bincount(item, minlength=len(sides)).cumsum(0)
     advance = torch.zeros_like(index)
     advance[ends - 1] = torch.maximum(rows, columns)
     width = columns[item]
-    row = index // width  # integers divide slowly on a CPU: the column does without
+    row = index // width  # the column does without a division
     return torch.stack((advance, row, index - row * width))
 
 
 def count_placeholders(types: torch.Tensor) -> dict[int, list[int]]:
     """Image and video placeholders of each row of `types` (B, S): one look at the device."""
-    kinds = torch.tensor(list(MODALITIES), device=types.device)
-    per_row = (types == kinds[:, None, None]).sum(-1).tolist()
-    return dict(zip(MODALITIES, per_row, strict=True))
+    return _count(_placeholders(types))
+
+
+def _placeholders(types: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Where `types` (B, S) has placeholders, by their type: (B, S) bool."""
+    return {kind: types == kind for kind in MODALITIES}
+
+
+def _count(masks: dict[int, torch.Tensor]) -> dict[int, list[int]]:
+    """How many placeholders each row has, by their type."""
+    return dict(zip(masks, torch.stack([mask.sum(-1) for mask in masks.values()]).tolist(), strict=True))
 
 
 def check_placeholders(counts: list[int], sizes: list[int], kind: int) -> list[int]:

@@ -34,7 +34,7 @@ from .configuration_arlow import ArlowConfig, ArlowTextConfig
 from .earlier_config import EARLIER, generation_of
 from .earlier_weights import interleaved_rows
 from .errors import CheckpointMismatch, message
-from .joint import project
+from .joint import call, project
 from .rope import ArlowRotaryEmbedding, RotaryTables, apply_rotary_pos_emb
 
 
@@ -498,7 +498,7 @@ class ArlowGroupedQueryAttention(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights  # [B, S, E]
+        return call(self.o_proj, output.reshape(*hidden_states.shape[:-1], -1)), weights  # [B, S, E]
 
 
 class ArlowCrossAttention(nn.Module):
@@ -574,7 +574,7 @@ class ArlowMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = project(x, (self.gate_proj, self.up_proj))
         x = self.act_fn(gate) * up
-        return self.down_proj(nn.functional.dropout(x, p=self.dropout) if self.training else x)
+        return call(self.down_proj, nn.functional.dropout(x, p=self.dropout) if self.training else x)
 
 
 ArlowPreTrainedModel._can_record_outputs = {
