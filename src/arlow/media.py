@@ -32,6 +32,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from .errors import shorten
+from .lent_pixels import in_one_block, lent_pixels
 from .media_fetch import DEFAULT_POLICY, MediaPolicy, fetch_bytes, short_source
 
 
@@ -69,7 +70,7 @@ class Picture:
     """One still picture behind the border; treat it as immutable.
 
     It holds an array or a Pillow image, whichever it was made from, and makes the other on demand: a decoded file is
-    resized without passing through NumPy, a video frame is packed without passing through Pillow.
+    resized without being copied to NumPy, a video frame is packed without passing through Pillow.
     """
 
     __slots__ = ("_image", "_pixels", "height", "source", "width")
@@ -94,6 +95,12 @@ class Picture:
         if self._pixels is None:
             self._pixels = np.asarray(self._image)
         return self._pixels
+
+    @property
+    def samples(self) -> np.ndarray:
+        """The same with three or four samples a pixel, whichever takes no copy. A fourth means nothing."""
+        lent = lent_pixels(self._image) if self._pixels is None else None
+        return self.pixels if lent is None else lent
 
     @property
     def image(self) -> Image.Image:
@@ -415,19 +422,23 @@ def _overshoots(low: float, high: float, *, told: bool) -> bool:
 
 
 class _StrictPillow:
-    """While entered, Pillow refuses truncated files, whatever `ImageFile.LOAD_TRUNCATED_IMAGES` says.
+    """While entered, Pillow refuses truncated files, whatever `ImageFile.LOAD_TRUNCATED_IMAGES` says, and keeps each
+    picture in one block of memory, which it can lend.
 
-    The flag is global and some libraries set it; a truncated picture would come back grey. Users of the flag that
-    decode at the very same moment see the strict setting too. Counted, so that threads may enter at once.
+    The settings are global and some libraries change the first; a truncated picture would come back grey. Users that
+    decode at the very same moment see these too. Counted, so that threads may enter at once.
     """
 
     def __init__(self) -> None:
         self._lock, self._inside, self._restore = threading.Lock(), 0, False
+        self._was_in_one_block = True
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
             self._inside += 1
+            if self._inside == 1:
+                self._was_in_one_block = in_one_block(True)
             if ImageFile.LOAD_TRUNCATED_IMAGES:
                 ImageFile.LOAD_TRUNCATED_IMAGES, self._restore = False, True
         try:
@@ -435,6 +446,8 @@ class _StrictPillow:
         finally:
             with self._lock:
                 self._inside -= 1
+                if self._inside == 0:
+                    in_one_block(self._was_in_one_block)
                 if self._inside == 0 and self._restore:
                     ImageFile.LOAD_TRUNCATED_IMAGES, self._restore = True, False
 

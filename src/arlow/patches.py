@@ -85,19 +85,21 @@ def left_out(tokens: int, ratio: float) -> int:
 
 
 def resize_pixels(pixels: np.ndarray, height: int, width: int, *, mode: str) -> np.ndarray:
-    """(H, W, 3) uint8, C-contiguous -> (height, width, 3) uint8, antialiased; `mode` "bilinear" or "bicubic". The
-    result is not contiguous.
+    """(H, W, 3 or 4) uint8, C-contiguous -> (height, width, 3) uint8, antialiased; `mode` "bilinear" or "bicubic". A
+    fourth sample is left out. The result is not contiguous.
 
     These are Pillow's filters as torch computes them, with weights of 16 bits: a fifth of the time, and samples that
     differ by one level at most.
     """
     if pixels.shape[:2] == (height, width):
-        return pixels
+        return pixels[..., :3]
     import torch  # here: reading pictures needs no torch
 
-    frame = torch.from_numpy(np.asarray(_Lent(pixels))).permute(2, 0, 1)[None]  # (1, 3, H, W), channels last
+    frame = torch.from_numpy(np.asarray(_Lent(pixels))).permute(2, 0, 1)[None]  # (1, C, H, W), channels last
     small = torch.nn.functional.interpolate(frame, size=(height, width), mode=mode, antialias=True)
-    return small[0].permute(1, 2, 0).numpy()  # a view: torch's result is planar, and so are the rows it is packed into
+    return (
+        small[0, :3].permute(1, 2, 0).numpy()
+    )  # a view: torch's result is planar, and so are the rows it is packed into
 
 
 class _Lent:

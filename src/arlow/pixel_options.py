@@ -174,7 +174,7 @@ class PixelOptions:
     def resize(self, picture: Picture, *, height: int, width: int) -> np.ndarray:
         """A picture as (height, width, 3) uint8, resized once and antialiased."""
         if self.resample in TORCH_FILTERS:
-            return resize_pixels(picture.pixels, height, width, mode=TORCH_FILTERS[self.resample])
+            return resize_pixels(picture.samples, height, width, mode=TORCH_FILTERS[self.resample])
         return np.asarray(picture.image.resize((width, height), self.resample))
 
     def values(self, packed: Sequence[np.ndarray]) -> np.ndarray:
