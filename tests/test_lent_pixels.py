@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,13 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from arlow import ArlowImageProcessor
-from arlow.lent_pixels import in_one_block, lent_pixels
+from arlow import lent_pixels as lending
+from arlow.lent_pixels import LENDS, has_one_block, lent_pixels, set_one_block
 from arlow.media import load_picture
 from arlow.patches import resize_pixels
 
 
-LENDS = hasattr(Image.Image, "__arrow_c_array__")
-needs_arrow = pytest.mark.skipif(not LENDS, reason="this Pillow lends no memory (before 11.2)")
+needs_loan = pytest.mark.skipif(not LENDS, reason="this Pillow lends no memory (before 13)")
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -34,7 +38,7 @@ def encoded(pixels: np.ndarray, form: str = "JPEG") -> bytes:
     return file.getvalue()
 
 
-@needs_arrow
+@needs_loan
 @given(width=st.integers(1, 70), height=st.integers(1, 70), form=st.sampled_from(["JPEG", "PNG", "BMP"]))
 @settings(max_examples=40)
 def test_the_samples_of_the_image(width: int, height: int, form: str) -> None:
@@ -49,7 +53,7 @@ def test_the_samples_of_the_image(width: int, height: int, form: str) -> None:
     assert lent[0, 0, :3].tolist() == [1, 2, 3]
 
 
-@needs_arrow
+@needs_loan
 def test_the_memory_outlives_the_image() -> None:
     """Arrays hold it; it goes with the last of them."""
     pixels = noise(50, 40)
@@ -67,41 +71,41 @@ def test_only_rgb_is_lent(mode: str) -> None:
 def test_what_cannot_be_lent_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty image, one in several blocks, a Pillow that lends none."""
     assert lent_pixels(Image.new("RGB", (0, 2))) is None
-    assert not in_one_block(False)
+    assert not has_one_block()
     scattered = Image.new("RGB", (2100, 2000), (9, 8, 7))
     assert lent_pixels(scattered) is None
     picture = load_picture(scattered)
     assert picture.samples is picture.pixels and picture.pixels[-1, -1].tolist() == [9, 8, 7]
-    monkeypatch.setattr("arlow.media.lent_pixels", lambda image: None)
+    monkeypatch.setattr(lending, "LENDS", False)
     picture = load_picture(encoded(noise(20, 10)))
     assert picture.samples is picture.pixels and picture.pixels.shape == (10, 20, 3)
 
 
-@needs_arrow
+@needs_loan
 def test_a_large_file_is_lent(tmp_path: Path) -> None:
     """More than 16 MB, which Pillow would spread over blocks; its setting is as before, also after a failure."""
     path = tmp_path / "large.jpg"
     Image.new("RGB", (2500, 2000), (200, 100, 50)).save(path)
     for before in (False, True):
-        in_one_block(before)
+        set_one_block(before)
         try:
             picture = load_picture(path)
             assert picture.samples.shape == (2000, 2500, 4)
             np.testing.assert_array_equal(picture.samples[..., :3], np.asarray(Image.open(path)))
             with pytest.raises(OSError, match="truncated"):
                 load_picture(path.read_bytes()[:2000])
-            assert in_one_block(before) == before
+            assert has_one_block() == before
         finally:
-            in_one_block(False)
+            set_one_block(False)
 
 
-@needs_arrow
+@needs_loan
 def test_threads_decode_at_once() -> None:
     data = [encoded(noise(300, 200, seed), "PNG") for seed in range(16)]
     with ThreadPoolExecutor(8) as pool:
         for seed, picture in enumerate(pool.map(load_picture, data)):
             np.testing.assert_array_equal(picture.samples[..., :3], noise(300, 200, seed))
-    assert not in_one_block(False)
+    assert not has_one_block()
 
 
 @given(
@@ -129,3 +133,32 @@ def test_processed_pictures_are_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
             patch.setattr("arlow.media.lent_pixels", lambda image: None)
             copied = process(images=[data], return_tensors="pt")["pixel_values"]
         assert torch.equal(lent, copied)
+
+
+@needs_loan
+def test_others_may_declare_what_ctypes_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions of `ctypes.pythonapi` belong to the process: what others make of them changes nothing."""
+    shared = ctypes.pythonapi.PyCapsule_GetPointer
+    monkeypatch.setattr(shared, "restype", ctypes.POINTER(ctypes.c_byte * 10))
+    assert lent_pixels(Image.new("RGB", (3, 2), (1, 2, 3)))[0, 0, :3].tolist() == [1, 2, 3]
+
+
+FORK = """
+import os, signal, sys
+import numpy as np, torch
+from arlow import ArlowImageProcessor
+torch.set_num_threads(2)
+process, picture = ArlowImageProcessor(), np.zeros((480, 640, 3), np.uint8)
+before = process(images=[picture], return_tensors="np")["pixel_values"]
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(0 if np.array_equal(process(images=[picture], return_tensors="np")["pixel_values"], before) else 1)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_goes_on() -> None:
+    """Threads of torch do not outlive a fork: a child that waited for them would wait for ever."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=120)

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 
-# Of 8 to 15 rows of float32 with a weight beyond the cache MKL takes twice as long as of 24 (LOG.md, 2026-11-23); the
-# other way round, weight times rows, it does not.
+# Of 8 to 15 rows of float32 with a weight beyond the cache MKL's product takes longer than of 16; the other way round,
+# weight times rows, it does not (LOG.md, 2026-11-23).
 FEW_ROWS = range(8, 16)
 LARGE = 2**21  # numbers in a weight
 
@@ -69,7 +69,7 @@ def _is_few(x: torch.Tensor, weight: torch.Tensor) -> bool:
 def _turned(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`linear(x, weight, bias)` as weight times rows."""
     product = (weight @ x.reshape(-1, x.shape[-1]).T).T.contiguous().view(*x.shape[:-1], -1)
-    return product if bias is None else product.add_(bias)
+    return product if bias is None else product + bias
 
 
 def _is_free(x: torch.Tensor) -> bool:

@@ -3,7 +3,7 @@
 Pillow keeps four bytes for a pixel of RGB. An array of three is a copy of all of them, which for a photograph of 12
 megapixels takes two thirds as long as decoding it; filters take four samples a pixel as fast as three.
 
-Sources: arrow.apache.org/docs/format/CDataInterface.html; Pillow's reference, "Arrow support" (from Pillow 11.2 on).
+Sources: arrow.apache.org/docs/format/CDataInterface.html; Pillow's reference, "Arrow support".
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ import ctypes
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
+
+
+# Earlier ones lend, too, but not always their pixels (11.2 to 12.2: of images with aligned lines, or borrowed themselves,
+# it is other memory), and 11.2 never takes the memory back.
+LENDS = int(PIL.__version__.partition(".")[0]) >= 13
+ONE_BLOCK = 2**31 - 1  # bytes, more than which Pillow does not put in one block
 
 
 class _ArrowArray(ctypes.Structure):
@@ -26,8 +33,10 @@ _ArrowArray._fields_ = [
     *((name, ctypes.c_void_p) for name in ("dictionary", "release", "private_data")),
 ]
 
-_address_in = ctypes.pythonapi.PyCapsule_GetPointer
-_address_in.restype, _address_in.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+# A prototype of our own: the attributes of `ctypes.pythonapi.PyCapsule_GetPointer` are everybody's.
+_address_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 
 
 class _Loan:
@@ -41,10 +50,10 @@ class _Loan:
 def lent_pixels(image: Image.Image) -> np.ndarray | None:
     """(H, W, 4) uint8, read-only, of a loaded image of mode RGB: red, green, blue and one byte that means nothing.
 
-    None where Pillow cannot lend its memory: it is older than 11.2, or the image lies in several blocks, as one of
-    more than 16 MB does unless it was made while [`in_one_block`] was on.
+    None where Pillow cannot lend its memory: it is older than 13, or the image lies in several blocks, as one of more
+    than 16 MB does unless it was made with [`set_one_block`] on.
     """
-    if image.mode != "RGB" or not hasattr(image, "__arrow_c_array__") or 0 in image.size:
+    if not LENDS or image.mode != "RGB" or 0 in image.size:
         return None
     try:
         capsules = image.__arrow_c_array__()
@@ -57,12 +66,14 @@ def lent_pixels(image: Image.Image) -> np.ndarray | None:
     return np.asarray(_Loan(capsules, samples.buffers[1], (height, width, 4)))
 
 
-def in_one_block(wanted: bool) -> bool:
-    """Sets whether Pillow makes images in one block of memory, and says whether it did before. It is a setting of the
-    process, and of no other effect."""
+def has_one_block() -> bool:
+    """Whether Pillow makes every image in one block of memory: a setting of the process."""
     core: Any = Image.core
-    if not hasattr(core, "set_use_block_allocator"):  # an older Pillow
-        return wanted
-    before = bool(core.get_use_block_allocator())
-    core.set_use_block_allocator(int(wanted))
-    return before
+    return LENDS and bool(core.get_use_block_allocator())
+
+
+def set_one_block(wanted: bool) -> None:
+    """Changes that setting. Images of more than [`ONE_BLOCK`] bytes cannot be made while it is on."""
+    core: Any = Image.core
+    if LENDS:
+        core.set_use_block_allocator(int(wanted))

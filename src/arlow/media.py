@@ -25,14 +25,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from .errors import shorten
-from .lent_pixels import in_one_block, lent_pixels
+from .lent_pixels import LENDS, ONE_BLOCK, has_one_block, lent_pixels, set_one_block
 from .media_fetch import DEFAULT_POLICY, MediaPolicy, fetch_bytes, short_source
 
 
@@ -421,38 +421,41 @@ def _overshoots(low: float, high: float, *, told: bool) -> bool:
 # Files and Pillow images
 
 
-class _StrictPillow:
-    """While entered, Pillow refuses truncated files, whatever `ImageFile.LOAD_TRUNCATED_IMAGES` says, and keeps each
-    picture in one block of memory, which it can lend.
+class _PillowSetting:
+    """While entered, a setting of Pillow has the value that is `wanted`.
 
-    The settings are global and some libraries change the first; a truncated picture would come back grey. Users that
-    decode at the very same moment see these too. Counted, so that threads may enter at once.
+    Settings are the process's: whoever uses Pillow at the very same moment sees this one, too. Counted, so that
+    threads may enter at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[], bool], write: Callable[[bool], None], *, wanted: bool) -> None:
+        self._read, self._write, self._wanted = read, write, wanted
         self._lock, self._inside, self._restore = threading.Lock(), 0, False
-        self._was_in_one_block = True
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
             self._inside += 1
-            if self._inside == 1:
-                self._was_in_one_block = in_one_block(True)
-            if ImageFile.LOAD_TRUNCATED_IMAGES:
-                ImageFile.LOAD_TRUNCATED_IMAGES, self._restore = False, True
+            if self._read() != self._wanted:
+                self._write(self._wanted)
+                self._restore = True
         try:
             yield
         finally:
             with self._lock:
                 self._inside -= 1
-                if self._inside == 0:
-                    in_one_block(self._was_in_one_block)
                 if self._inside == 0 and self._restore:
-                    ImageFile.LOAD_TRUNCATED_IMAGES, self._restore = True, False
+                    self._write(not self._wanted)
+                    self._restore = False
 
 
-_strict_pillow = _StrictPillow()
+# Some libraries let Pillow take truncated files; a truncated picture would come back grey.
+_strict_pillow = _PillowSetting(
+    lambda: ImageFile.LOAD_TRUNCATED_IMAGES,
+    lambda value: setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", value),
+    wanted=False,
+)
+_in_one_block = _PillowSetting(has_one_block, set_one_block, wanted=LENDS)  # what is to be lent
 _LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))  # a lazily opened image may be shared between threads
 
 
@@ -489,7 +492,8 @@ def _decode(
             if target is not None and image.format == "JPEG":
                 needed = _upright_size(image, *target(*_upright_size(image, *size)))[::-1]
                 image.draft(None, needed)
-            image.load()
+            with _in_one_block() if 4 * image.width * image.height <= ONE_BLOCK else nullcontext():
+                image.load()
             if needed is None:
                 size = image.height, image.width
     except Image.DecompressionBombError as error:

@@ -16,7 +16,9 @@ import numpy as np
 
 MAX_ASPECT_RATIO = 200
 REGION = 4  # tokens, side of the regions within which tokens are pruned
-BLOCK = 256  # rows that are normalised at a time
+BLOCK = (
+    2**15
+)  # numbers that are normalised at a time: up to so many torch takes one thread, and they stay in the cache
 
 
 def target_size(
@@ -175,6 +177,7 @@ def normalise_rows(
         for each in (factor, shift)
     )
     samples, values = torch.from_numpy(np.asarray(_Lent(rows))), torch.from_numpy(out)
-    for block, part in zip(samples.split(BLOCK), values.split(BLOCK), strict=True):
+    count = max(1, BLOCK // max(1, rows.shape[1]))
+    for block, part in zip(samples.split(count), values.split(count), strict=True):
         part.copy_(block).mul_(by).add_(plus)
     return out
