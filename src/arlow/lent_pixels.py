@@ -16,8 +16,8 @@ import PIL
 from PIL import Image
 
 
-# Earlier ones lend, too, but not always their pixels (11.2 to 12.2: of images with aligned lines, or borrowed themselves,
-# it is other memory), and 11.2 never takes the memory back.
+# Earlier ones lend, too, but not always their pixels (11.2 to 12.2: not those of images with aligned lines or that are
+# borrowed themselves), and 11.2 never takes the memory back.
 LENDS = int(PIL.__version__.partition(".")[0]) >= 13
 ONE_BLOCK = 2**31 - 1  # bytes, more than which Pillow does not put in one block
 
