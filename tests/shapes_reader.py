@@ -7,7 +7,6 @@ the background, shapes are told by areas and hulls, colours by hue, and question
 from __future__ import annotations
 
 import colorsys
-import math
 import re
 from dataclasses import dataclass
 
@@ -184,11 +183,6 @@ def size_word(one: Seen, height: int, width: int) -> str:
     """How large it is beside the picture's short side."""
     radius = (one.reach + 0.5) / min(height, width)
     return "small" if radius < 0.14 else "large" if radius > 0.24 else "medium"
-
-
-def size_number(one: Seen, height: int, width: int) -> float:
-    """The same beside a square of the picture's area, in steps of a fifth from 7 %, not rounded."""
-    return math.log((one.reach + 0.5) / math.sqrt(height * width) / 0.07) / math.log(1.2)
 
 
 def matching(words: str, seen: list[Seen]) -> list[Seen]:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from arlow.data.captions import PLACES, size_number, size_word
+from arlow.data.captions import PLACES, size_word
 from arlow.data.described import described_list
 from arlow.data.lists import FACTS, draw_list, grid_of
 from arlow.data.questions import Turn
@@ -69,7 +69,7 @@ def check_sides(turn: Turn, scene: Scene) -> None:
 
 
 def test_grids_show_where_everything_is() -> None:
-    """Every shape stands, with its size, in the cell in which its centre lies; the other cells hold nothing."""
+    """Every shape stands in the cell in which its centre lies; the other cells hold nothing."""
     rng = random.Random(2)
     for _ in range(100):
         scene = scene_of(rng)
@@ -78,18 +78,7 @@ def test_grids_show_where_everything_is() -> None:
         found = sorted((name, x, y) for y, row in enumerate(rows) for x, cell in enumerate(row)
                        for name in cell.split(" and ") if name != "nothing")  # fmt: skip
         third = [(int(3 * thing.x / scene.width), int(3 * thing.y / scene.height)) for thing in scene.things]
-        named = [f"{size_number(t.radius, scene.width, scene.height)} {t.colour} {t.shape}" for t in scene.things]
-        assert found == sorted((name, *spot) for name, spot in zip(named, third, strict=True))
-
-
-def test_size_numbers_grow_by_a_fifth() -> None:
-    """From 7 % of the side of a square of the picture's area."""
-    radii = [0.07 * 1.2**step for step in range(10)]
-    for width, height in ((1.0, 1.0), (2.0, 1.0), (1.0, 1.7)):
-        side = (width * height) ** 0.5
-        assert [size_number(side * radius * 1.001, width, height) for radius in radii] == [*range(10)]
-        assert [size_number(side * radius * 0.999, width, height) for radius in radii] == [0, *range(9)]
-    assert size_number(0.44, 1.0, 1.0) == 9
+        assert found == sorted((f"{t.colour} {t.shape}", *spot) for t, spot in zip(scene.things, third, strict=True))
 
 
 def test_described_lists_ask_what_the_words_tell() -> None:

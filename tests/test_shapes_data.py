@@ -147,7 +147,7 @@ def test_rows_are_conversations_whose_media_open(written: Path) -> None:
     for split in ("train", "test"):
         captions = rows_of(written / split / "captions.jsonl")
         assert [row["types"] for row in captions] == [["caption"]] * COUNTS["caption"]
-        names = ("sheets", "singles", "plain", "talk", "described")
+        names = ("sheets", "singles", "plain", "described")
         sheets = [row for name in names for row in rows_of(written / split / f"{name}.jsonl")]
         rows = rows_of(written / split / "data.jsonl") + captions + sheets
         assert len(rows) == sum(COUNTS.values()) - COUNTS["texts"]

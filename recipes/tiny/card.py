@@ -36,6 +36,7 @@ STEPS = {
     "align": "alignment on pictures of one thing",
     "sheets": "fine-tuning on sheets of little pictures, and pictures in words",
     "finetune": "fine-tuning on lists, captions and questions",
+    "sizes": "more of that, and which is larger",
     "eval-test": "scoring on the test split, with controls",
     "eval-unseen": "scoring on unseen pairs, with controls",
 }
@@ -88,7 +89,7 @@ def times(run: Path) -> str:
 
 def products(run: Path) -> str:
     """The dtype of the matrix products in training, which `make tiny` chooses by the machine."""
-    precision = yaml.safe_load((run / "finetune" / "recipe.yaml").read_text(encoding="utf-8"))["precision"]
+    precision = yaml.safe_load((run / "sizes" / "recipe.yaml").read_text(encoding="utf-8"))["precision"]
     return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision]
 
 

@@ -1,4 +1,7 @@
-"""The fine-tuned model of `make tiny` in bfloat16, with its processor: what the package carries.
+"""The model of `make tiny` in bfloat16, with its processor: what the package carries.
+
+Its weights are the mean of those before and after the last stage (arXiv 2203.05482): what that taught, without what
+was lost for it.
 
 usage: python recipes/tiny/export.py build/tiny/seed-0
 """
@@ -14,9 +17,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 def main(run: Path) -> None:
     out = run / "arlow-tiny"
-    model = AutoModelForImageTextToText.from_pretrained(run / "finetune", dtype=torch.float32)
+    load = AutoModelForImageTextToText.from_pretrained
+    before, model = (load(run / stage, dtype=torch.float32) for stage in ("finetune", "sizes"))
+    with torch.no_grad():
+        for weight, old in zip(model.parameters(), before.parameters(), strict=True):
+            weight.lerp_(old, 0.5)
     model.to(torch.bfloat16).save_pretrained(out)
-    AutoProcessor.from_pretrained(run / "finetune").save_pretrained(out)
+    AutoProcessor.from_pretrained(run / "sizes").save_pretrained(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"wrote {out} ({size / 1e6:.1f} MB)")
 

@@ -46,6 +46,7 @@ train vision-mae vision-mae
 train align align vision="$run/vision-mae" text="$run/text"
 train sheets finetune model="$run/align"
 train finetune finetune model="$run/sheets"
+train sizes finetune model="$run/finetune"
 step export "$python" recipes/tiny/export.py "$run"
 export OMP_NUM_THREADS=$cores
 for split in test unseen; do

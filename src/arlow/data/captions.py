@@ -4,7 +4,6 @@ There are three forms, chosen by the wording of the question, so that each quest
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from .clips import Story
@@ -29,12 +28,6 @@ def third(part: float) -> int:
 def size_word(radius: float) -> str:
     """How large a shape of this radius is called."""
     return "small" if radius < SMALL else "large" if radius > LARGE else "medium"
-
-
-def size_number(radius: float, width: float, height: float) -> int:
-    """How large a shape of this radius is, 0 to 9: 0 is 7 % of the side of a square as large as the picture, each step
-    a fifth more. Pictures are seen at about one area, whatever their form: so this is the size as it is seen."""
-    return min(9, max(0, math.floor(math.log(radius / (0.07 * math.sqrt(width * height))) / math.log(1.2))))
 
 
 def is_certain(part: float, borders: Sequence[float], *, margin: float) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from .captions import PLACES, name_of, place_of, size_number, size_word
+from .captions import PLACES, name_of, place_of, size_word
 from .questions import SIDES, Name, Turn, fits, is_beside, names_of
 from .scenes import COLOURS, SHAPES, Pair, Scene, Thing
 from .wordings import LIST, vary
@@ -70,14 +70,9 @@ def sides_of(rng: random.Random, scene: Scene, allowed: Sequence[Pair]) -> Turn:
 
 
 def grid_of(rng: random.Random, scene: Scene) -> Turn:
-    """What is at each of nine places and how large, row by row: "nothing, 3 red circle, nothing; ...". Where to look
-    follows from the turn, as in a sheet."""
+    """What is at each of nine places, row by row. Where to look follows from the turn, as in a sheet."""
     cells = [
-        [
-            f"{size_number(thing.radius, scene.width, scene.height)} {name_of(thing)}"
-            for thing in scene.things
-            if FACTS["place"](scene, thing) == PLACES[column, row]
-        ]
+        [name_of(thing) for thing in scene.things if FACTS["place"](scene, thing) == PLACES[column, row]]
         for row in range(3)
         for column in range(3)
     ]

@@ -14,7 +14,6 @@ from .captions import (
     describe_digits,
     describe_scene,
     describe_story,
-    size_number,
 )
 from .clips import (
     DIRECTIONS,
@@ -249,9 +248,8 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
     }
     if kind == "video_changes":  # one colour asked for would mean no change
         facts["video_colour"] = None
-    workings = {"video_changes": colour_changes(story), "video_size": sizes_over_time(story)}
     turns = [
-        Turn(asked, ask(rng, asked, name), answer, workings.get(asked, ""))
+        Turn(asked, ask(rng, asked, name), answer, colour_changes(story) if asked == "video_changes" else "")
         for asked, answer in facts.items()
         if answer is not None
     ]
@@ -260,7 +258,7 @@ def clip_turns(rng: random.Random, story: Story, kind: str, name: str) -> list[T
     nothing = [(asked, answer) for asked, answer in STILL.items() if facts[asked] is None]
     if nothing and (kind == "absent" or rng.random() < 0.5):
         asked, answer = nothing[0] if rng.random() < 0.7 else nothing[-1]
-        turns.append(Turn("absent", ask(rng, asked, name), answer, workings.get(asked, "")))
+        turns.append(Turn("absent", ask(rng, asked, name), answer))
     rng.shuffle(turns)
     return sorted(turns, key=lambda turn: turn.type != kind)
 
@@ -277,12 +275,6 @@ def colours_over_time(story: Story) -> str:
 def colour_changes(story: Story) -> str:
     """What is seen, and what follows one another: "red red red red red blue blue blue; red, blue"."""
     return f"{colours_over_time(story)}; {', '.join(story.colours)}"
-
-
-def sizes_over_time(story: Story) -> str:
-    """The size at the start and at the end: "size 2 6"."""
-    radii = story.thing.radius, story.thing.radius * story.growth
-    return " ".join(["size", *(str(size_number(radius, story.width, story.height)) for radius in radii)])
 
 
 def story_clues(rng: random.Random, story: Story, name: str) -> list[Turn]:

@@ -41,7 +41,7 @@ ROW_BYTES = {  # on the disk, about
 }  # fmt: skip
 FILES = {
     "caption": "captions.jsonl", "sheet": "sheets.jsonl", "single": "singles.jsonl", "spot": "singles.jsonl",
-    "plain_picture": "plain.jsonl", "plain_two_images": "plain.jsonl", "plain_text": "talk.jsonl",
+    "plain_picture": "plain.jsonl", "plain_two_images": "plain.jsonl", "plain_text": "plain.jsonl",
     "described": "described.jsonl", "list": "lists.jsonl", "plain_list": "lists.jsonl",
     "grid": "sheets.jsonl", "sizes": "sizes.jsonl",
 }  # fmt: skip
