@@ -1,5 +1,4 @@
-"""Geometry of pictures and the packed rows the vision encoder reads. NumPy, and torch to resize and
-normalise.
+"""Geometry of pictures and the packed rows the vision encoder reads. NumPy, and torch to resize and normalise.
 
 In: pixel arrays (H, W, 3) or (T, H, W, 3) uint8. Out: rows of one patch each, all patches of a picture in merge-block
 order, and the float32 values the encoder takes.
@@ -16,9 +15,9 @@ import numpy as np
 
 MAX_ASPECT_RATIO = 200
 REGION = 4  # tokens, side of the regions within which tokens are pruned
-BLOCK = (
-    2**15
-)  # numbers that are normalised at a time: up to so many torch takes one thread, and they stay in the cache
+# Numbers that are normalised at a time. They stay in the cache, and torch takes one thread for so many: a process
+# forked later would wait for the others for ever.
+BLOCK = 2**15
 
 
 def target_size(
@@ -101,9 +100,8 @@ def resize_pixels(pixels: np.ndarray, height: int, width: int, *, mode: str) -> 
 
     frame = torch.from_numpy(np.asarray(_Lent(pixels))).permute(2, 0, 1)[None]  # (1, C, H, W), channels last
     small = torch.nn.functional.interpolate(frame, size=(height, width), mode=mode, antialias=True)
-    return (
-        small[0, :3].permute(1, 2, 0).numpy()
-    )  # a view: torch's result is planar, and so are the rows it is packed into
+    # A view: torch's result is planar, and so are the rows it is packed into.
+    return small[0, :3].permute(1, 2, 0).numpy()
 
 
 class _Lent:
