@@ -20,9 +20,10 @@ from PIL import Image
 
 from arlow import ArlowImageProcessor
 from arlow import lent_pixels as lending
-from arlow.lent_pixels import LENDS, has_one_block, lent_pixels, set_one_block
+from arlow.lent_pixels import LENDS, lent_pixels
 from arlow.media import load_picture
 from arlow.patches import resize_pixels
+from arlow.pillow_settings import has_one_block, set_one_block
 
 
 needs_loan = pytest.mark.skipif(not LENDS, reason="this Pillow lends no memory (before 13)")

@@ -43,23 +43,23 @@ def project(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tens
 def call(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`layer(x)`, few rows the faster way round."""
     weight = layer._parameters.get("weight")
-    if weight is None or not _is_few(x, weight) or not _is_plain(layer):
-        return layer(x)
-    return linear(x, weight, layer._parameters["bias"])
+    if weight is not None and _is_free(x) and _is_few(x, weight) and _is_plain(layer):
+        return _turned(x, weight, layer._parameters["bias"])
+    return layer(x)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`nn.functional.linear`, few rows the faster way round."""
-    if _is_few(x, weight) and _is_free(x):
+    if _is_free(x) and _is_few(x, weight):
         return _turned(x, weight, bias)
     return nn.functional.linear(x, weight, bias)
 
 
 def _is_few(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the product of `x` with this weight is faster the other way round."""
+    """Whether the product of `x` with this weight is faster the other way round. Not to be asked in a graph, which is
+    for any number of rows."""
     return (
         weight.numel() >= LARGE
-        and not torch.compiler.is_compiling()  # whose graphs are for any number of rows
         and x.shape[:-1].numel() in FEW_ROWS
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"

@@ -19,7 +19,6 @@ from PIL import Image
 # Earlier ones lend, too, but not always their pixels (11.2 to 12.2: not those of images with aligned lines or that are
 # borrowed themselves), and 11.2 never takes the memory back.
 LENDS = int(PIL.__version__.partition(".")[0]) >= 13
-ONE_BLOCK = 2**31 - 1  # bytes, more than which Pillow does not put in one block
 
 
 class _ArrowArray(ctypes.Structure):
@@ -51,7 +50,7 @@ def lent_pixels(image: Image.Image) -> np.ndarray | None:
     """(H, W, 4) uint8, read-only, of a loaded image of mode RGB: red, green, blue and one byte that means nothing.
 
     None where Pillow cannot lend its memory: it is older than 13, or the image lies in several blocks, as one of more
-    than 16 MB does unless it was made with [`set_one_block`] on.
+    than 16 MB does unless it was made [`in_one_block`].
     """
     if not LENDS or image.mode != "RGB" or 0 in image.size:
         return None
@@ -64,16 +63,3 @@ def lent_pixels(image: Image.Image) -> np.ndarray | None:
     if samples.length != height * width * 4 or samples.offset:
         return None
     return np.asarray(_Loan(capsules, samples.buffers[1], (height, width, 4)))
-
-
-def has_one_block() -> bool:
-    """Whether Pillow makes every image in one block of memory: a setting of the process."""
-    core: Any = Image.core
-    return LENDS and bool(core.get_use_block_allocator())
-
-
-def set_one_block(wanted: bool) -> None:
-    """Changes that setting. Images of more than [`ONE_BLOCK`] bytes cannot be made while it is on."""
-    core: Any = Image.core
-    if LENDS:
-        core.set_use_block_allocator(int(wanted))

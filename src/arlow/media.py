@@ -25,15 +25,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image
 
 from .errors import shorten
-from .lent_pixels import LENDS, ONE_BLOCK, has_one_block, lent_pixels, set_one_block
+from .lent_pixels import lent_pixels
 from .media_fetch import DEFAULT_POLICY, MediaPolicy, fetch_bytes, short_source
+from .pillow_settings import in_one_block, strictly
 
 
 InputFormat = Literal["channels_first", "channels_last"]
@@ -284,7 +284,7 @@ def open_animation(
     seconds: list[float] = []
     most = min(policy.max_frames, policy.max_bytes // (image.height * image.width * 3))
     try:
-        with _lock_of(image), _strict_pillow():
+        with _lock_of(image), strictly():
             at, count = image.tell(), image.n_frames
             for index in range(count if count <= most else 0):
                 image.seek(index)
@@ -421,41 +421,6 @@ def _overshoots(low: float, high: float, *, told: bool) -> bool:
 # Files and Pillow images
 
 
-class _PillowSetting:
-    """While entered, a setting of Pillow has the value that is `wanted`.
-
-    Settings are the process's: whoever uses Pillow at the very same moment sees this one, too. Counted, so that
-    threads may enter at once.
-    """
-
-    def __init__(self, read: Callable[[], bool], write: Callable[[bool], None], *, wanted: bool) -> None:
-        self._read, self._write, self._wanted = read, write, wanted
-        self._lock, self._inside, self._restore = threading.Lock(), 0, False
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            self._inside += 1
-            if self._read() != self._wanted:
-                self._write(self._wanted)
-                self._restore = True
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0 and self._restore:
-                    self._write(not self._wanted)
-                    self._restore = False
-
-
-# Some libraries let Pillow take truncated files; a truncated picture would come back grey.
-_strict_pillow = _PillowSetting(
-    lambda: ImageFile.LOAD_TRUNCATED_IMAGES,
-    lambda value: setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", value),
-    wanted=False,
-)
-_in_one_block = _PillowSetting(has_one_block, set_one_block, wanted=LENDS)  # what is to be lent
 _LOAD_LOCKS = tuple(threading.Lock() for _ in range(64))  # a lazily opened image may be shared between threads
 
 
@@ -466,7 +431,7 @@ def _lock_of(image: Image.Image) -> threading.Lock:
 def _load_pillow(image: Image.Image, *, policy: MediaPolicy, name: str) -> Image.Image:
     check_size(image.height, image.width, policy=policy, name=name)
     try:
-        with _lock_of(image), _strict_pillow():
+        with _lock_of(image), strictly():
             image.load()
     except Exception as error:  # a decoder of damaged data may raise anything
         raise OSError(_undecodable(name, describe(image), error)) from error
@@ -480,7 +445,7 @@ def _decode(
     before pixels are decoded."""
     formats = _known_formats(policy.image_formats)
     try:
-        with _strict_pillow():
+        with strictly():
             for size in _icon_sizes(data) if data.startswith(ICON) and "ICO" in formats else ():
                 check_size(*size, policy=policy, name=name)  # Pillow decodes an icon as it opens it
             image = Image.open(io.BytesIO(data), formats=formats)
@@ -492,7 +457,7 @@ def _decode(
             if target is not None and image.format == "JPEG":
                 needed = _upright_size(image, *target(*_upright_size(image, *size)))[::-1]
                 image.draft(None, needed)
-            with _in_one_block() if 4 * image.width * image.height <= ONE_BLOCK else nullcontext():
+            with in_one_block(image.width, image.height):
                 image.load()
             if needed is None:
                 size = image.height, image.width
@@ -550,7 +515,7 @@ def _ends_early(image: Image.Image, data: bytes, needed: tuple[int, int] | None)
         return False
     end = data.rfind(b"\xff\xd9")
     try:
-        with _strict_pillow():
+        with strictly():
             again = Image.open(io.BytesIO(data[:end] + bytes(4096) + data[end:]), formats=["JPEG"])
             if needed is not None:
                 again.draft(None, needed)
